@@ -1,0 +1,22 @@
+"""What stages hand over (tables, pattern store, provenance) and the small tools of every stage."""
+
+from diffractory.store.errors import InputError
+from diffractory.store.files import atomic_file, atomic_folder, write_parquet, write_text
+from diffractory.store.patterns import Patterns, read_patterns, write_patterns
+from diffractory.store.progress import track
+from diffractory.store.provenance import recorded
+from diffractory.store.seeding import generator
+
+__all__ = [
+    "InputError",
+    "Patterns",
+    "atomic_file",
+    "atomic_folder",
+    "generator",
+    "read_patterns",
+    "recorded",
+    "track",
+    "write_parquet",
+    "write_patterns",
+    "write_text",
+]
