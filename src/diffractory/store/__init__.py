@@ -1,8 +1,13 @@
 """What stages hand over (tables, pattern store, provenance) and the small tools of every stage."""
 
-from diffractory.store.errors import InputError
+from diffractory.errors import InputError
 from diffractory.store.files import atomic_file, atomic_folder, write_parquet, write_text
-from diffractory.store.patterns import Patterns, read_patterns, write_patterns
+from diffractory.store.patterns import (
+    Patterns,
+    read_material_ids,
+    read_patterns,
+    write_patterns,
+)
 from diffractory.store.progress import track
 from diffractory.store.provenance import recorded
 from diffractory.store.seeding import generator
@@ -13,6 +18,7 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "generator",
+    "read_material_ids",
     "read_patterns",
     "recorded",
     "track",

@@ -134,8 +134,23 @@ def _size(part: Path | Patterns) -> tuple[int, int]:
     return int(group["zone_axis"].shape[0]), int(group["qx"].shape[0])  # type: ignore[union-attr]
 
 
-def read_patterns(path: Path) -> Patterns:
-    """Read a whole pattern store into memory."""
+def read_patterns(path: Path, start: int = 0, stop: int | None = None) -> Patterns:
+    """Read the patterns start:stop of a store into memory."""
     group: Any = zarr.open_group(path, mode="r")
-    values = {field.name: group[field.name][:] for field in fields(Patterns)}
-    return Patterns(**values)
+    length = group["zone_axis"].shape[0]
+    stop = length if stop is None else min(stop, length)
+    offsets = group["offsets"][start : stop + 1]
+    values = {
+        field.name: group[field.name][
+            slice(offsets[0], offsets[-1]) if field.name in PER_SPOT else slice(start, stop)
+        ]
+        for field in fields(Patterns)
+        if field.name != "offsets"
+    }
+    return Patterns(offsets=offsets - offsets[0], **values)
+
+
+def read_material_ids(path: Path) -> NDArray[np.object_]:
+    """Return the material of every pattern of a store, shape (P,)."""
+    group: Any = zarr.open_group(path, mode="r")
+    return group["material_id"][:]

@@ -24,8 +24,8 @@ PACKAGES = ("numba", "numpy", "pandas", "pyarrow", "pymatgen", "scikit-learn", "
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, or of a folder's file names and contents in sorted order."""
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         if file.name == "run.json" or file.name.startswith(".snakemake"):

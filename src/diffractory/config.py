@@ -1,0 +1,89 @@
+"""Validation of the configuration, with sentences that name the key. Imports nothing heavy."""
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError, best_match
+
+from diffractory.errors import InputError
+
+
+def _dotted(path: Any) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def _keys(tree: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in tree.items():
+        yield (*prefix, key)
+        if isinstance(value, Mapping):
+            yield from _keys(value, (*prefix, key))
+
+
+def _nearest(error: ValidationError, key: str, known: list[tuple[str, ...]]) -> str:
+    """Return the dotted known key that looks most like ``key``, siblings first, or ''."""
+    siblings = list(error.schema["properties"])
+    if close := get_close_matches(key, siblings, n=1, cutoff=0.5):
+        return _dotted([*error.absolute_path, close[0]])
+    by_name = {path[-1]: path for path in known}
+    close = get_close_matches(key, by_name, n=1, cutoff=0.7)
+    return _dotted(by_name[close[0]]) if close else ""
+
+
+def _sentence(error: ValidationError, known: list[tuple[str, ...]]) -> str:
+    where = _dotted(error.absolute_path)
+    if error.validator == "additionalProperties":
+        unknown = next(k for k in error.instance if k not in error.schema["properties"])
+        hint = _nearest(error, unknown, known)
+        advice = f"did you mean {hint}?" if hint else "config/config.yaml lists every key"
+        return f"unknown config key {_dotted([*error.absolute_path, unknown])}: {advice}"
+    if error.validator == "required":
+        missing = next(k for k in error.validator_value if k not in error.instance)
+        return f"config key {_dotted([*error.absolute_path, missing])} is missing"
+    if error.validator == "oneOf":
+        choices = " or ".join(choice["required"][0] for choice in error.validator_value)
+        return f"config key {where} needs either {choices}"
+    wanted = {
+        "type": f"of type {error.validator_value}",
+        "enum": f"one of {error.validator_value}",
+        "minimum": f"at least {error.validator_value}",
+        "maximum": f"at most {error.validator_value}",
+        "exclusiveMinimum": f"greater than {error.validator_value}",
+        "minItems": "a list with at least one entry",
+    }.get(str(error.validator))
+    if wanted is None:
+        return f"config key {where}: {error.message}"
+    return f"config key {where} must be {wanted}, not {error.instance!r}"
+
+
+def validate(config: Mapping[str, Any], schema: Path, defaults: Path) -> None:
+    """Check a configuration against the schema.
+
+    Parameters
+    ----------
+    config
+        The merged configuration.
+    schema
+        JSON schema, as YAML.
+    defaults
+        The default configuration, which names every key.
+
+    Raises
+    ------
+    InputError
+        Naming the first key that is unknown (with the nearest known one), missing or wrong.
+    """
+    validator = Draft202012Validator(yaml.safe_load(schema.read_text(encoding="utf-8")))
+    errors = list(validator.iter_errors(config))
+    if errors:
+        known = list(_keys(yaml.safe_load(defaults.read_text(encoding="utf-8"))))
+        unknown = [e for e in errors if e.validator == "additionalProperties"]
+        raise InputError(_sentence(unknown[0] if unknown else best_match(errors), known))
+    if config["dataset"] not in config["datasets"]:
+        names = list(config["datasets"])
+        close = get_close_matches(config["dataset"], names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+        raise InputError(f"config key dataset names {config['dataset']!r}, unknown: {hint}")

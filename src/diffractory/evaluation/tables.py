@@ -1,0 +1,148 @@
+"""The form of every table: one line per number, beside the published one, and what it rests on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from diffractory.store import InputError, atomic_file, write_text
+
+NOT_RUN = "not run"
+"""Value of a cell whose model was not run."""
+
+COLUMNS = (
+    "study", "table", "row", "column", "unit", "value", "interval", "published",
+    "n_train", "n_test", "items", "dataset", "scale", "seed", "stand_in",
+)  # fmt: skip
+"""Columns of a table file.
+
+``value`` and ``published`` are printed numbers; ``interval`` is the 95 % interval of ``value``;
+``unit`` is ``%``, ``fraction``, ``count`` or empty; ``n_train`` and ``n_test`` count ``items``.
+"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to show: its cells (``COLUMNS``, all text) and the words around them."""
+
+    cells: pd.DataFrame
+    caption: str
+    stub: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the wide form: per column (value, interval, published), per item kind a size."""
+
+    label: str
+    entries: tuple[tuple[str, str, str], ...]
+    sizes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The wide form of a table: one column per column name, one size column per item kind."""
+
+    columns: tuple[str, ...]
+    sizes: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def write_table(table: Table, csv: Path, markdown: Path) -> None:
+    """Write the cells as CSV and the table with its words as Markdown."""
+    with atomic_file(csv) as partial:
+        table.cells[list(COLUMNS)].to_csv(partial, index=False, lineterminator="\n")
+    write_text(markdown, _markdown(table))
+
+
+def read_table(csv: Path) -> Table:
+    """Read a table file and the Markdown file beside it.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or does not have the form that ``write_table`` gives it.
+    """
+    try:
+        cells = pd.read_csv(csv, dtype=str, keep_default_na=False)
+        lines = csv.with_suffix(".md").read_text(encoding="utf-8").splitlines()
+        caption = lines[0].partition(".** ")[2]
+        stub = next(line for line in lines if line.startswith("|")).split("|")[1].strip()
+    except (OSError, ValueError, IndexError, StopIteration) as error:
+        raise InputError(
+            f"The table {csv} cannot be read ({error!r}): make it again, with the .md beside it."
+        ) from error
+    if missing := [name for name in COLUMNS if name not in cells]:
+        raise InputError(f"The table {csv} has no column {missing[0]}: make it again.")
+    notes = tuple(line.removeprefix("- ") for line in lines if line.startswith("- "))
+    return Table(cells, caption, stub, notes)
+
+
+def grid(cells: pd.DataFrame) -> Grid:
+    """Arrange cells as rows and columns, in order of first appearance."""
+    units = cells.drop_duplicates("column").set_index("column")["unit"]
+    # Where cells count things themselves, sizes beside them would only repeat them.
+    kinds = [] if "count" in set(units) else list(dict.fromkeys(cells["items"]))
+    rows = []
+    for label, line in cells.groupby("row", sort=False):
+        by_column = line.drop_duplicates("column").set_index("column")
+        entries = []
+        for column, unit in units.items():
+            if column not in by_column.index:
+                entries.append(("", "", ""))
+                continue
+            cell = by_column.loc[column]
+            entries.append((_shown(cell["value"], unit), cell["interval"],
+                            _shown(cell["published"], unit)))  # fmt: skip
+        sizes = [_sizes(line[line["items"] == kind]) for kind in kinds]
+        rows.append(Row(str(label), tuple(entries), tuple(sizes)))
+    columns = (f"{column} (%)" if unit == "%" else str(column) for column, unit in units.items())
+    return Grid(tuple(columns), tuple(f"train / test {kind}" for kind in kinds), tuple(rows))
+
+
+def _sizes(line: pd.DataFrame) -> str:
+    pairs = zip(line["n_train"], line["n_test"], strict=True)
+    return "; ".join(
+        dict.fromkeys(f"{_shown(a, 'count')} / {_shown(b, 'count')}" for a, b in pairs)
+    )
+
+
+def _shown(value: str, unit: str) -> str:
+    return f"{int(value):,}" if unit == "count" and value.isdecimal() else value
+
+
+def _markdown(table: Table) -> str:
+    cells = table.cells.astype(str)
+    shape = grid(cells)
+    header = [table.stub]
+    for column in shape.columns:
+        header += [column, "published"]
+    lines = [header + list(shape.sizes), ["---"] + ["---:"] * (len(header) - 1 + len(shape.sizes))]
+    for row in shape.rows:
+        line = [row.label]
+        for value, interval, published in row.entries:
+            line += [f"{value} ({interval})" if interval else value, published]
+        lines.append(line + list(row.sizes))
+    body = ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]
+    first = cells.iloc[0]
+    title = f"**Table {first['table']}.** {table.caption}"
+    return "\n".join([title, "", *body, "", *(f"- {note}" for note in table.notes)]) + "\n"
+
+
+def provenance_note(cells: pd.DataFrame) -> str:
+    """Return the sentence on the data behind the cells."""
+    def joined(name: str) -> str:
+        return ", ".join(dict.fromkeys(str(value) for value in cells[name] if str(value)))
+
+    stand_in = joined("stand_in")
+    return (
+        f"Dataset {joined('dataset')}, scale {joined('scale')}, seed {joined('seed')}"
+        + (f"; {stand_in}." if stand_in else ".")
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as they stand in a sentence: "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""

@@ -1,0 +1,1 @@
+"""One module per model; no input or output of files here."""

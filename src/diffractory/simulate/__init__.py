@@ -1,0 +1,1 @@
+"""From crystals to electron-diffraction patterns."""

@@ -1,0 +1,1 @@
+"""From pattern stores to trained models."""

@@ -1,0 +1,138 @@
+"""The stage behind the rule `train_random_forest`, and what prediction shares with it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from diffractory.models.random_forest import (
+    CRYSTAL_SYSTEMS,
+    LATTICE,
+    Descriptor,
+    HierarchicalForest,
+)
+from diffractory.store import (
+    InputError,
+    atomic_folder,
+    generator,
+    read_material_ids,
+    read_patterns,
+    recorded,
+    track,
+    write_text,
+)
+
+BLOCK = 50_000
+"""Patterns in memory at once while they are described."""
+
+
+def labels_of_split(patterns: Path, structures: Path, split: str) -> pd.DataFrame:
+    """Return one row per pattern of a split: its index in the store and its material's labels."""
+    columns = ["material_id", "split", "crystal_system", "space_group", *LATTICE]
+    materials = pd.read_parquet(structures, columns=columns)
+    table = pd.DataFrame({"material_id": read_material_ids(patterns)})
+    table["pattern"] = np.arange(len(table))
+    table = table.merge(materials, on="material_id", how="left", validate="many_to_one")
+    return table[table["split"] == split].reset_index(drop=True)
+
+
+def describe_patterns(
+    patterns: Path, indices: NDArray[np.int64], descriptor: Descriptor
+) -> NDArray[np.float32]:
+    """Return the descriptors of the patterns with these ascending indices, block by block."""
+    edges = np.arange(0, (indices[-1] if len(indices) else -1) + 1, BLOCK)
+    parts = [np.empty((0, descriptor.radial_bins * descriptor.angular_orders), dtype=np.float32)]
+    for start in track(edges, "Describing", len(edges), "blocks"):
+        inside = indices[(indices >= start) & (indices < start + BLOCK)]
+        if len(inside):
+            block = read_patterns(patterns, start, start + BLOCK).select(inside - start)
+            parts.append(descriptor(block.offsets, block.qx, block.qy, block.intensity))
+    return np.concatenate(parts)
+
+
+def train_random_forest(
+    patterns: Path,
+    structures: Path,
+    model: Path,
+    settings: Mapping[str, Any],
+    g_max: float,
+    seed: int,
+    threads: int,
+) -> None:
+    """Train the cascade of forests and write the folder ``model``.
+
+    Parameters
+    ----------
+    patterns, structures
+        Pattern store and ``structures.parquet``.
+    model
+        Folder to write: model.safetensors, hparams.json, metrics.csv (accuracies on the validation
+        part, no epochs here) and run.json.
+    settings
+        Configuration section ``symmetry.random_forest``.
+    g_max
+        Outer radius of the descriptor, 1/angstrom.
+
+    Raises
+    ------
+    InputError
+        If there is no pattern to train on.
+    """
+    descriptor = Descriptor(
+        settings["radial_bins"], settings["angular_orders"], settings["intensity_power"], g_max
+    )
+    train = labels_of_split(patterns, structures, "train")
+    if train.empty:
+        raise InputError(
+            f"no pattern of {patterns} belongs to the training part: use more structures, or lower "
+            "split.test and split.validation"
+        )
+    config = {"random_forest": dict(settings), "g_max": g_max}
+    inputs = [patterns, structures]
+    with (
+        atomic_folder(model) as folder,
+        recorded(folder / "run.json", "train_random_forest", config, inputs, seed) as facts,
+    ):
+        forest = HierarchicalForest.fit(
+            descriptor,
+            features=describe_patterns(patterns, train["pattern"].to_numpy(), descriptor),
+            crystal_system=train["crystal_system"].map(CRYSTAL_SYSTEMS.index).to_numpy(),
+            space_group=train["space_group"].to_numpy(),
+            lattice=train[list(LATTICE)].to_numpy(),
+            n_estimators=settings["n_estimators"],
+            min_samples_leaf=settings["min_samples_leaf"],
+            seed=int(generator(seed, "random_forest", 0).integers(2**31)),
+            threads=threads,
+        )
+        save_file(forest.tensors(), folder / "model.safetensors")
+        write_text(folder / "hparams.json", json.dumps(forest.hparams(), indent=2) + "\n")
+        metrics = _validate(forest, patterns, structures)
+        metrics.to_csv(folder / "metrics.csv", index=False, float_format="%.6f")
+        facts["training_patterns"] = len(train)
+        facts["training_materials"] = int(train["material_id"].nunique())
+
+
+def _validate(forest: HierarchicalForest, patterns: Path, structures: Path) -> pd.DataFrame:
+    truth = labels_of_split(patterns, structures, "validation")
+    features = describe_patterns(patterns, truth["pattern"].to_numpy(), forest.descriptor)
+    said = forest.predict(features)
+    system = np.array(CRYSTAL_SYSTEMS)[said.crystal_system.argmax(axis=1)]
+    return pd.DataFrame(
+        {
+            "epoch": [0],
+            "validation_patterns": [len(truth)],
+            "crystal_system_accuracy": [(system == truth["crystal_system"]).mean()],
+            "space_group_accuracy": [(said.space_group == truth["space_group"]).mean()],
+        }
+    )
+
+
+def load_random_forest(model: Path) -> HierarchicalForest:
+    """Load a trained model from its folder."""
+    hparams = json.loads((model / "hparams.json").read_text(encoding="utf-8"))
+    return HierarchicalForest.from_tensors(hparams, load_file(model / "model.safetensors"))

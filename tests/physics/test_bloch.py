@@ -1,0 +1,254 @@
+"""The Bloch-wave and kinematic engines against abTEM, closed forms and invariants."""
+
+import numpy as np
+import pytest
+from abtem.bloch import BlochWaves, StructureFactor
+from abtem.parametrizations import LobatoParametrization
+from ase import Atoms
+from ase.build import bulk
+from ase.spacegroup import crystal as from_space_group
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import jv
+
+from diffractory.simulate.beams import Beams, select_beams
+from diffractory.simulate.bloch import _bessel, bloch_intensities
+from diffractory.simulate.crystal import Crystal
+from diffractory.simulate.kinematic import kinematic_intensities
+from diffractory.simulate.orientations import random_rotations, rotations_along
+from diffractory.simulate.scattering import (
+    MAX_ATOMIC_NUMBER,
+    lorentz_factor,
+    potential_coefficients,
+    scattering_factor,
+    wavelength,
+)
+
+G_MAX, S_MAX = 1.5, 0.05
+
+STRONTIUM_TITANATE = from_space_group(
+    ["Sr", "Ti", "O"],
+    [(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0)],
+    spacegroup=221,
+    cellpar=[3.905, 3.905, 3.905, 90, 90, 90],
+)
+GALLIUM_NITRIDE = from_space_group(  # polar
+    ["Ga", "N"],
+    [(1 / 3, 2 / 3, 0), (1 / 3, 2 / 3, 0.376)],
+    spacegroup=186,
+    cellpar=[3.19, 3.19, 5.19, 90, 90, 120],
+)
+QUARTZ = from_space_group(  # chiral
+    ["Si", "O"],
+    [(0.4697, 0, 1 / 3), (0.4135, 0.2669, 0.4524)],
+    spacegroup=152,
+    cellpar=[4.916, 4.916, 5.405, 90, 90, 120],
+)
+TRICLINIC = Atoms(
+    "CuSeO",
+    scaled_positions=[(0.05, 0.1, 0.2), (0.4, 0.55, 0.6), (0.75, 0.2, 0.85)],
+    cell=[4.1, 4.7, 5.3, 82, 97, 105],
+    pbc=True,
+)
+SILICON = bulk("Si", "diamond", a=5.431, cubic=True)
+CRYSTALS = [STRONTIUM_TITANATE, GALLIUM_NITRIDE, QUARTZ, TRICLINIC, SILICON]
+IDS = ["SrTiO3", "GaN", "quartz", "triclinic", "Si"]
+
+
+def crystal_of(atoms: Atoms) -> Crystal:
+    return Crystal(np.array(atoms.cell), atoms.get_scaled_positions(), atoms.numbers)
+
+
+def along(atoms: Atoms, uvw, angle=0.3):
+    return rotations_along(np.array([uvw]) @ np.array(atoms.cell), np.array([angle]))
+
+
+def intensities(solve, atoms, rotations, thicknesses, energy=200e3, b=0.0):
+    crystal = crystal_of(atoms)
+    beams = select_beams(crystal, rotations, energy, G_MAX, S_MAX)
+    return beams, solve(crystal, beams, np.array(thicknesses), G_MAX, b)
+
+
+def abtem_intensities(atoms, rotation, thickness, energy):
+    turned = atoms.copy()
+    turned.set_cell(np.array(atoms.cell) @ rotation.T, scale_atoms=False)
+    turned.positions = atoms.positions @ rotation.T
+    factors = StructureFactor(
+        turned, g_max=2 * G_MAX, parametrization="lobato", cutoff="hard", centering="P"
+    )
+    waves = BlochWaves(factors, energy=energy, sg_max=S_MAX, g_max=G_MAX)
+    patterns = waves.calculate_diffraction_patterns(thickness, lazy=False)
+    indices = np.asarray(patterns.miller_indices)
+    return {tuple(h): i for h, i in zip(indices, np.asarray(patterns.array).ravel(), strict=True)}
+
+
+@pytest.mark.parametrize("atoms", CRYSTALS, ids=IDS)
+@pytest.mark.parametrize(("uvw", "energy"), [((0, 0, 1), 200e3), ((2, -1, 0), 300e3)])
+def test_intensities_equal_abtem(atoms, uvw, energy):
+    """Beam by beam: the polar and chiral crystals pin the sign of the structure factors."""
+    rotation = along(atoms, uvw)
+    beams, ours = intensities(bloch_intensities, atoms, rotation, [200.0], energy)
+    theirs = abtem_intensities(atoms, rotation[0], 200.0, energy)
+    # abTEM gives |psi_g|^2, we the flux |psi_g|^2 (1 + g_z / K).
+    flux = 1 + beams.g[:, 2] * wavelength(energy)
+    expected = np.array([theirs.get(tuple(h), 0.0) for h in beams.hkl]) * flux
+    np.testing.assert_allclose(ours[0], expected, atol=1e-4)
+    # Beams that abTEM has and we leave out are forbidden by the centring: they must be dark.
+    missing = set(theirs) - {tuple(h) for h in beams.hkl}
+    assert max((theirs[h] for h in missing), default=0.0) < 1e-8
+
+
+def test_reversed_polarity_is_told_apart():
+    """Inverting GaN inverts its pattern, and that differs along a direction with a polar axis."""
+    rotation = along(GALLIUM_NITRIDE, (1, 0, 0))
+    inverted = GALLIUM_NITRIDE.copy()
+    inverted.set_scaled_positions(-GALLIUM_NITRIDE.get_scaled_positions())
+    beams, here = intensities(bloch_intensities, GALLIUM_NITRIDE, rotation, [200.0])
+    other, there = intensities(bloch_intensities, inverted, rotation, [200.0])
+    assert np.array_equal(beams.hkl, other.hkl)
+    assert np.abs(here - there).max() > 0.01
+
+
+@pytest.mark.parametrize("number", [1, 6, 14, 31, 79, MAX_ATOMIC_NUMBER])
+def test_scattering_factors_equal_abtem(number):
+    g = np.linspace(0, 6, 200)
+    theirs = LobatoParametrization().scattering_factor(number)(g**2)
+    np.testing.assert_allclose(scattering_factor(number, g), theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("energy", "expected"), [(100e3, 0.037014), (200e3, 0.025079), (300e3, 0.019687)]
+)
+def test_wavelength(energy, expected):
+    """Values of De Graef, Introduction to Conventional TEM, table 2.2."""
+    assert wavelength(energy) == pytest.approx(expected, abs=1e-6)
+
+
+def test_two_beam_pendelloesung():
+    """With the direct beam and one reflection alone, I_g follows the closed two-beam form."""
+    crystal = crystal_of(SILICON)
+    energy, hkl = 200e3, np.array([[0, 0, 0], [2, 2, 0]])
+    wave_number = 1 / wavelength(energy)
+    u = potential_coefficients(crystal, np.array([20] * 3), energy, 3.0, 0.0)[22, 22, 20]
+    for s in (0.0, 1e-3, -4e-3):
+        g_z = 0.0  # the foil normal is in the Ewald sphere's tangent: no obliquity
+        g = np.array([[0, 0, 0], [np.linalg.norm(hkl[1] @ crystal.reciprocal), 0, g_z]])
+        beams = Beams(np.array([0, 2]), hkl, g, np.array([0, s]), energy)
+        thicknesses = np.linspace(10, 1000, 25)
+        ours = bloch_intensities(crystal, beams, thicknesses, G_MAX, 0.0)
+        s_eff = np.sqrt(s**2 + np.abs(u / wave_number) ** 2)
+        expected = (np.abs(u / wave_number) / s_eff * np.sin(np.pi * s_eff * thicknesses)) ** 2
+        np.testing.assert_allclose(ours[:, 1], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("atoms", CRYSTALS, ids=IDS)
+def test_thin_limit_is_kinematic_and_quadratic(atoms):
+    rotation = random_rotations(1, np.random.default_rng(3))
+    beams, dynamical = intensities(bloch_intensities, atoms, rotation, [0.5, 1.0])
+    _, kinematic = intensities(kinematic_intensities, atoms, rotation, [0.5, 1.0])
+    strong = (beams.hkl != 0).any(axis=1) & (kinematic[0] > 0.02 * np.sort(kinematic[0])[-2])
+    assert strong.sum() >= 3
+    np.testing.assert_allclose(dynamical[:, strong], kinematic[:, strong], rtol=0.02)
+    np.testing.assert_allclose(dynamical[1, strong] / dynamical[0, strong], 4, rtol=0.02)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    index=st.integers(0, len(CRYSTALS) - 1),
+    seed=st.integers(0, 2**32 - 1),
+    thickness=st.floats(0.1, 2000),
+    energy=st.sampled_from([60e3, 200e3, 300e3]),
+)
+def test_flux_is_conserved_in_any_orientation(index, seed, thickness, energy):
+    rotation = random_rotations(1, np.random.default_rng(seed))
+    _, result = intensities(bloch_intensities, CRYSTALS[index], rotation, [thickness], energy, 0.5)
+    assert np.isfinite(result).all()
+    assert (result >= 0).all()
+    assert result.sum() == pytest.approx(1, abs=2e-4)
+
+
+def test_supercell_gives_the_pattern_of_its_cell():
+    rotation = along(GALLIUM_NITRIDE, (1, 1, 0))
+    beams, small = intensities(bloch_intensities, GALLIUM_NITRIDE, rotation, [200.0])
+    more, large = intensities(
+        bloch_intensities, GALLIUM_NITRIDE.repeat((2, 1, 3)), rotation, [200.0]
+    )
+    assert len(more.hkl) == len(beams.hkl)
+    of = {tuple(h): i for h, i in zip(more.hkl, large[0], strict=True)}
+    expected = [of[tuple(h * np.array([2, 1, 3]))] for h in beams.hkl]
+    np.testing.assert_allclose(small[0], expected, atol=2e-5)
+
+
+def test_a_slight_displacement_undoes_the_supercell():
+    """Only a true translation may remove beams: one moved atom makes satellites possible."""
+    cell = GALLIUM_NITRIDE.repeat((2, 1, 1))
+    assert len(crystal_of(cell).lattice_translations()) == 2
+    cell.positions[0] += 0.01
+    assert len(crystal_of(cell).lattice_translations()) == 1
+
+
+@pytest.mark.parametrize(("symbol", "structure", "order"), [("Al", "fcc", 4), ("Fe", "bcc", 2)])
+def test_centring_is_found(symbol, structure, order):
+    crystal = crystal_of(bulk(symbol, structure, a=4.0, cubic=True))
+    assert len(crystal.lattice_translations()) == order
+
+
+def test_rotating_the_crystal_and_the_view_changes_nothing():
+    turn = random_rotations(2, np.random.default_rng(5))
+    turned = QUARTZ.copy()
+    turned.set_cell(np.array(QUARTZ.cell) @ turn[0].T, scale_atoms=True)
+    _, here = intensities(bloch_intensities, QUARTZ, turn[1:], [300.0])
+    _, there = intensities(bloch_intensities, turned, turn[1:] @ turn[0].T, [300.0])
+    np.testing.assert_allclose(here, there, atol=2e-5)
+
+
+def test_zone_axis_pattern_has_the_projected_symmetry():
+    """SrTiO3 along [001]: all eight reflections {h k 0} of a set are equally strong."""
+    beams, result = intensities(
+        bloch_intensities, STRONTIUM_TITANATE, along(STRONTIUM_TITANATE, (0, 0, 1)), [200.0]
+    )
+    of = {tuple(h): i for h, i in zip(beams.hkl, result[0], strict=True)}
+    for h, k in [(1, 0), (1, 1), (2, 1), (3, 1)]:
+        equal = [of[a, b, 0] for a in (h, -h) for b in (k, -k)] + [
+            of[b, a, 0] for a in (h, -h) for b in (k, -k)
+        ]
+        assert np.ptp(equal) < 1e-5
+
+
+def test_forbidden_reflection_appears_by_multiple_scattering():
+    """Si 002 is extinct kinematically by the glide planes, and excited through 111 pairs."""
+    rotation = along(SILICON, (1, -1, 0))
+    beams, dynamical = intensities(bloch_intensities, SILICON, rotation, [300.0])
+    _, kinematic = intensities(kinematic_intensities, SILICON, rotation, [300.0])
+    i = np.flatnonzero((beams.hkl == (0, 0, 2)).all(axis=1))[0]
+    assert kinematic[0, i] < 1e-10
+    assert dynamical[0, i] > 1e-3
+
+
+def test_debye_waller_factor_damps_by_its_closed_form():
+    crystal, b = crystal_of(SILICON), 0.7
+    bounds = np.array([8] * 3)
+    cold, warm = (potential_coefficients(crystal, bounds, 200e3, 1.5, x) for x in (0.0, b))
+    i = tuple(np.array([2, 2, 0]) + bounds)
+    g = np.linalg.norm(np.array([2, 2, 0]) @ crystal.reciprocal)
+    assert abs(warm[i] / cold[i]) == pytest.approx(np.exp(-b * g**2 / 4), rel=1e-9)
+
+
+def test_potential_carries_the_relativistic_mass():
+    crystal, bounds = crystal_of(SILICON), np.array([2] * 3)
+    low, high = (potential_coefficients(crystal, bounds, e, 0.5, 0.0)[2, 2, 2] for e in (1e3, 3e5))
+    assert high / low == pytest.approx(lorentz_factor(3e5) / lorentz_factor(1e3))
+
+
+@pytest.mark.parametrize("x", [1e-3, 0.5, 7.0, 88.0, 900.0])
+def test_bessel_functions_equal_scipy(x):
+    terms = int(x + 8 * x ** (1 / 3) + 12)
+    np.testing.assert_allclose(_bessel(x, terms), jv(np.arange(terms), x), atol=1e-12)
+
+
+def test_many_thicknesses_equal_one_by_one():
+    rotation = random_rotations(1, np.random.default_rng(8))
+    _, together = intensities(bloch_intensities, TRICLINIC, rotation, [50.0, 200.0, 700.0])
+    for t, row in zip([50.0, 200.0, 700.0], together, strict=True):
+        _, alone = intensities(bloch_intensities, TRICLINIC, rotation, [t])
+        np.testing.assert_allclose(alone[0], row, atol=2e-5)

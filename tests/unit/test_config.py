@@ -1,0 +1,93 @@
+"""Every wrong key or type is refused by name, with the nearest known key."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffractory.config import validate
+from diffractory.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+DEFAULTS = ROOT / "config/config.yaml"
+SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
+CONFIG = yaml.safe_load(DEFAULTS.read_text())
+
+
+def changed(path: str, value) -> dict:
+    config = copy.deepcopy(CONFIG)
+    *parents, last = path.split(".")
+    section = config
+    for key in parents:
+        section = section[key]
+    section[last] = value
+    return config
+
+
+def test_defaults_are_valid():
+    validate(CONFIG, SCHEMA, DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("symetry", {}, "unknown config key symetry: did you mean symmetry?"),
+        (
+            "symmetry.random_forest.n_estimatrs",
+            10,
+            "unknown config key symmetry.random_forest.n_estimatrs: "
+            "did you mean symmetry.random_forest.n_estimators?",
+        ),
+        (
+            "simulate.n_estimators",
+            10,
+            "unknown config key simulate.n_estimators: "
+            "did you mean symmetry.random_forest.n_estimators?",
+        ),
+        ("qqq", 1, "unknown config key qqq: config/config.yaml lists every key"),
+        ("simulate.thicknesses", 200, "config key simulate.thicknesses must be of type array"),
+        ("simulate.thicknesses", [], "config key simulate.thicknesses must be a list with at"),
+        ("simulate.thicknesses", [-1], "simulate.thicknesses.0 must be greater than 0, not -1"),
+        ("simulate.g_max", "1.5", "simulate.g_max must be of type number, not '1.5'"),
+        ("simulate.engine", "blch", r"simulate.engine must be one of \['bloch', 'kinematic'\]"),
+        ("split.test", 1.5, "split.test must be at most 1, not 1.5"),
+        ("datasets.folder.pth", "x", "unknown config key datasets.folder.pth: did you mean"),
+        ("datasets.c2db", {"source": "c2db"}, "datasets.c2db needs either path or base_url"),
+        ("datasets.mine", {"source": "web"}, "datasets.mine.source must be one of"),
+        ("dataset", "perov5", "'perov5', unknown: did you mean perov_5?"),
+    ],
+)
+def test_wrong_key_is_named(path, value, sentence):
+    with pytest.raises(InputError, match=sentence):
+        validate(changed(path, value), SCHEMA, DEFAULTS)
+
+
+def test_missing_key_is_named():
+    config = copy.deepcopy(CONFIG)
+    del config["simulate"]["g_max"]
+    with pytest.raises(InputError, match=r"config key simulate\.g_max is missing"):
+        validate(config, SCHEMA, DEFAULTS)
+
+
+def leaves(tree, prefix=""):
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def test_other_scales_only_override_known_keys():
+    known = set(leaves(CONFIG))
+    scales = [path for path in (ROOT / "config").glob("*.yaml") if path != DEFAULTS]
+    assert {path.stem for path in scales} >= {"ci", "desk", "bench", "paper"}
+    for path in scales:
+        overrides = yaml.safe_load(path.read_text())
+        assert overrides["scale"] == path.stem
+        assert set(leaves(overrides)) <= known, path.name
+
+
+def test_every_value_of_the_defaults_has_a_comment():
+    lines = [line for line in DEFAULTS.read_text().splitlines() if line.split("#")[0].strip()]
+    assert [line for line in lines if not line.endswith(":") and "#" not in line] == []

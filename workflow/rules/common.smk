@@ -1,0 +1,72 @@
+import os
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from diffractory.config import validate
+from diffractory.errors import InputError
+
+try:
+    validate(
+        config,
+        schema=Path(workflow.basedir, "workflow/schemas/config.schema.yaml"),
+        defaults=Path(workflow.basedir, "config/config.yaml"),
+    )
+except InputError as error:
+    raise WorkflowError(str(error)) from None
+
+
+wildcard_constraints:
+    dataset=r"\w+",
+    engine="bloch|kinematic",
+    shard=r"\d+",
+    shards=r"\d+",
+    n=r"\d+",
+
+
+DATASET = config["dataset"]
+SOURCE = config["datasets"][DATASET]["source"]
+STRUCTURES = f"results/structures/{DATASET}/structures.parquet"
+PATTERNS = f"results/patterns/{DATASET}/{config['simulate']['engine']}"
+
+
+def source_files(wildcards):
+    """Return the local files that a data set is read from, as inputs of its retrieval."""
+    settings = config["datasets"][wildcards.dataset]
+    paths = settings.get("paths", [settings["path"]] if "path" in settings else [])
+    files = [
+        os.path.join(os.environ.get("DIFFRACTORY_DATA", ""), path) for path in paths
+    ]
+    for file in files:
+        if not os.path.exists(file):
+            raise WorkflowError(
+                f"data set {wildcards.dataset} reads {file}, which is not there: set "
+                "DIFFRACTORY_DATA to the folder that its paths start from, or correct the paths "
+                f"under datasets.{wildcards.dataset} in the configuration"
+            )
+    return files
+
+
+def simulation_settings():
+    """Return the settings that decide what a pattern is; the number of shards does not."""
+    return {key: value for key, value in config["simulate"].items() if key != "shards"}
+
+
+def shards_of(wildcards, suffix):
+    """Return the file of every shard of a pattern store."""
+    shards = config["simulate"]["shards"]
+    folder = f"results/patterns/{wildcards.dataset}/{wildcards.engine}.shards"
+    return [f"{folder}/{shard}-of-{shards}{suffix}" for shard in range(shards)]
+
+
+def predictions_of(study, models):
+    """Return the prediction files of some models of a study."""
+    return [f"results/evaluation/{study}/{model}.parquet" for model in models]
+
+
+def table_context(reads_votes):
+    """Return what a table says about its run, and the size of the vote where it needs it."""
+    context = {"scale": config["scale"], "dataset": DATASET, "source": SOURCE}
+    if reads_votes:
+        context["aggregate"] = config["symmetry"]["aggregate"]
+    return context

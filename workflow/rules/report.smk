@@ -1,0 +1,26 @@
+rule report:
+    input:
+        tables=expand("results/tables/symmetry/table_{n}.csv", n=SYMMETRY_TABLES),
+        figures=expand("results/figures/symmetry/figure_{n}.svg", n=SYMMETRY_FIGURES),
+        records=[
+            f"results/structures/{DATASET}/retrieved.run.json",
+            f"results/structures/{DATASET}/run.json",
+            f"{PATTERNS}.run.json",
+            "results/evaluation/symmetry/dataset.run.json",
+            *expand(
+                "results/evaluation/symmetry/{model}.run.json", model=SYMMETRY_MODELS
+            ),
+        ],
+        models=expand("results/models/symmetry/{model}", model=SYMMETRY_MODELS),
+    output:
+        report="results/report.html",
+    log:
+        "logs/report.log",
+    conda:
+        "../../envs/evaluation.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    script:
+        "../scripts/report.py"

@@ -1,0 +1,126 @@
+SYMMETRY_MODELS = ["random_forest"]
+# Which tables and figures of the study read predictions; the others read the data set alone.
+SYMMETRY_TABLES = {1: True, 3: True, 4: True, 5: False}
+SYMMETRY_FIGURES = {1: True, 3: False, 4: False}
+# Which of them take the vote over several zone axes.
+SYMMETRY_VOTES = {"table": {3, 4}, "figure": {1}}
+
+
+rule train_random_forest:
+    input:
+        patterns=PATTERNS,
+        structures=STRUCTURES,
+    output:
+        model=directory("results/models/symmetry/random_forest"),
+    log:
+        "logs/train_random_forest.log",
+    conda:
+        "../../envs/training.yaml"
+    threads: 32
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 240 * attempt,
+    params:
+        settings=config["symmetry"]["random_forest"],
+        g_max=config["simulate"]["g_max"],
+        seed=config["seed"],
+    script:
+        "../scripts/train_random_forest.py"
+
+
+rule evaluate_random_forest:
+    input:
+        model="results/models/symmetry/random_forest",
+        patterns=PATTERNS,
+        structures=STRUCTURES,
+    output:
+        predictions="results/evaluation/symmetry/random_forest.parquet",
+        run="results/evaluation/symmetry/random_forest.run.json",
+    log:
+        "logs/evaluate_random_forest.log",
+    conda:
+        "../../envs/training.yaml"
+    threads: 8
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    params:
+        seed=config["seed"],
+    script:
+        "../scripts/evaluate_random_forest.py"
+
+
+rule summarize_dataset:
+    input:
+        patterns=PATTERNS,
+        structures=STRUCTURES,
+    output:
+        dataset="results/evaluation/symmetry/dataset.parquet",
+        run="results/evaluation/symmetry/dataset.run.json",
+    log:
+        "logs/summarize_dataset.log",
+    conda:
+        "../../envs/training.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        seed=config["seed"],
+    script:
+        "../scripts/summarize_dataset.py"
+
+
+rule tabulate_symmetry:
+    input:
+        dataset="results/evaluation/symmetry/dataset.parquet",
+        predictions=lambda wildcards: predictions_of(
+            "symmetry", SYMMETRY_MODELS if SYMMETRY_TABLES[int(wildcards.n)] else []
+        ),
+    output:
+        csv="results/tables/symmetry/table_{n}.csv",
+        markdown="results/tables/symmetry/table_{n}.md",
+        run="results/tables/symmetry/table_{n}.run.json",
+    log:
+        "logs/tabulate_symmetry/table_{n}.log",
+    conda:
+        "../../envs/evaluation.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        context=lambda wildcards: table_context(
+            int(wildcards.n) in SYMMETRY_VOTES["table"]
+        ),
+        seed=config["seed"],
+    script:
+        "../scripts/tabulate_symmetry.py"
+
+
+rule plot_symmetry:
+    input:
+        dataset="results/evaluation/symmetry/dataset.parquet",
+        predictions=lambda wildcards: predictions_of(
+            "symmetry", SYMMETRY_MODELS if SYMMETRY_FIGURES[int(wildcards.n)] else []
+        ),
+    output:
+        svg="results/figures/symmetry/figure_{n}.svg",
+        png="results/figures/symmetry/figure_{n}.png",
+        csv="results/figures/symmetry/figure_{n}.csv",
+        run="results/figures/symmetry/figure_{n}.run.json",
+    log:
+        "logs/plot_symmetry/figure_{n}.log",
+    conda:
+        "../../envs/evaluation.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        context=lambda wildcards: table_context(
+            int(wildcards.n) in SYMMETRY_VOTES["figure"]
+        ),
+        seed=config["seed"],
+    script:
+        "../scripts/plot_symmetry.py"

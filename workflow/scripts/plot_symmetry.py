@@ -1,0 +1,20 @@
+"""Make one figure of the symmetry study."""
+
+from pathlib import Path
+
+from snakemake.script import snakemake
+from stage import stage
+
+from diffractory.evaluation.figures import make_figure
+
+with stage(snakemake.log[0]):
+    make_figure(
+        number=int(snakemake.wildcards.n),
+        dataset=Path(snakemake.input.dataset),
+        predictions={Path(path).stem: Path(path) for path in snakemake.input.predictions},
+        context=snakemake.params.context | {"seed": snakemake.params.seed},
+        svg=Path(snakemake.output.svg),
+        png=Path(snakemake.output.png),
+        csv=Path(snakemake.output.csv),
+        run=Path(snakemake.output.run),
+    )

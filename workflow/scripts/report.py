@@ -1,0 +1,19 @@
+"""Gather all tables and figures in one page."""
+
+from pathlib import Path
+
+from snakemake.script import snakemake
+from stage import stage
+
+from diffractory.evaluation.report import make_report
+
+with stage(snakemake.log[0]):
+    make_report(
+        output=Path(snakemake.output.report),
+        tables=[Path(path) for path in snakemake.input.tables],
+        figures=[Path(path) for path in snakemake.input.figures],
+        records=[
+            *(Path(path) for path in snakemake.input.records),
+            *(Path(path, "run.json") for path in snakemake.input.models),
+        ],
+    )

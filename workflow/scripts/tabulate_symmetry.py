@@ -1,0 +1,19 @@
+"""Make one table of the symmetry study."""
+
+from pathlib import Path
+
+from snakemake.script import snakemake
+from stage import stage
+
+from diffractory.evaluation.tables import make_table
+
+with stage(snakemake.log[0]):
+    make_table(
+        number=int(snakemake.wildcards.n),
+        dataset=Path(snakemake.input.dataset),
+        predictions={Path(path).stem: Path(path) for path in snakemake.input.predictions},
+        context=snakemake.params.context | {"seed": snakemake.params.seed},
+        csv=Path(snakemake.output.csv),
+        markdown=Path(snakemake.output.markdown),
+        run=Path(snakemake.output.run),
+    )
