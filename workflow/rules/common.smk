@@ -30,21 +30,20 @@ STRUCTURES = f"results/structures/{DATASET}/structures.parquet"
 PATTERNS = f"results/patterns/{DATASET}/{config['simulate']['engine']}"
 
 
-def source_files(wildcards):
-    """Return the local files that a data set is read from, as inputs of its retrieval."""
-    settings = config["datasets"][wildcards.dataset]
+def source_files(dataset):
+    """Return the local files that a data set is read from."""
+    settings = config["datasets"][dataset]
     paths = settings.get("paths", [settings["path"]] if "path" in settings else [])
-    files = [
-        os.path.join(os.environ.get("DIFFRACTORY_DATA", ""), path) for path in paths
-    ]
-    for file in files:
-        if not os.path.exists(file):
-            raise WorkflowError(
-                f"data set {wildcards.dataset} reads {file}, which is not there: set "
-                "DIFFRACTORY_DATA to the folder that its paths start from, or correct the paths "
-                f"under datasets.{wildcards.dataset} in the configuration"
-            )
-    return files
+    return [os.path.join(os.environ.get("DIFFRACTORY_DATA", ""), path) for path in paths]
+
+
+for file in source_files(DATASET):
+    if not os.path.exists(file):
+        raise WorkflowError(
+            f"data set {DATASET} reads {file}, which is not there: set DIFFRACTORY_DATA to the "
+            "folder that its paths start from, or correct the paths under "
+            f"datasets.{DATASET} in the configuration"
+        )
 
 
 def simulation_settings():

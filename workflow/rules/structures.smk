@@ -1,6 +1,6 @@
 rule retrieve_structures:
     input:
-        files=source_files,
+        files=lambda wildcards: source_files(wildcards.dataset),
     output:
         retrieved="results/structures/{dataset}/retrieved.parquet",
         run="results/structures/{dataset}/retrieved.run.json",

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-from stage import stage
-
 from diffractory.structures.cleaning import clean_structures
+from stage import stage
 
 if __name__ == "__main__":  # worker processes import this file again
     with stage(snakemake.log[0]):

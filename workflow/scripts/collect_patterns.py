@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-from stage import stage
-
 from diffractory.simulate.stage import collect_patterns
+from stage import stage
 
 with stage(snakemake.log[0]):
     collect_patterns(

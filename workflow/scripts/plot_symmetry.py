@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-from stage import stage
-
 from diffractory.evaluation.figures import make_figure
+
+from stage import stage
 
 with stage(snakemake.log[0]):
     make_figure(

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-from stage import stage
-
 from diffractory.evaluation.report import make_report
+from stage import stage
 
 with stage(snakemake.log[0]):
     make_report(

@@ -3,10 +3,8 @@
 import os
 from pathlib import Path
 
-from snakemake.script import snakemake
-from stage import stage
-
 from diffractory.structures.sources import retrieve_structures
+from stage import stage
 
 with stage(snakemake.log[0]):
     retrieved = Path(snakemake.output.retrieved)

@@ -19,7 +19,7 @@ def stage(log: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        logging.getLogger(__name__).error("%s", error)
+        logging.getLogger(__name__).critical("%s", error)
         sys.exit(f"\nError: {error}\n")
     except Exception:
         logging.getLogger(__name__).exception("This is a fault of Diffractory, please report it.")

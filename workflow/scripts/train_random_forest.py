@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-from stage import stage
-
 from diffractory.training.random_forest import train_random_forest
+from stage import stage
 
 with stage(snakemake.log[0]):
     train_random_forest(

@@ -1,0 +1,82 @@
+"""A project folder to run the workflow in, and one finished run that several tests look at."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PARTS = ["Snakefile", "workflow", "config", "profiles", "slurm", "envs"]
+
+
+@dataclass
+class Project:
+    """A copy of the workflow's files, with results of its own."""
+
+    folder: Path
+
+    def snakemake(self, *arguments: str, cores: int = 2, **environment: str):
+        """Run snakemake in the folder; return the finished process with its output as text."""
+        return subprocess.run(
+            [sys.executable, "-m", "snakemake", "--cores", str(cores), *arguments],
+            cwd=self.folder,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def planned(self, *arguments: str, **environment: str) -> dict[str, int]:
+        """Return the number of jobs of each rule that a run would execute."""
+        result = self.snakemake("-n", *arguments, **environment)
+        assert result.returncode == 0, result.stdout + result.stderr
+        output = result.stdout + result.stderr
+        if "Nothing to be done" in output:
+            return {}
+        table = output.split("Job stats:")[1].split("total")[0]
+        return {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+    def write_config(self, name: str, content: dict) -> str:
+        """Write a config file of overrides; return its path for --configfile."""
+        path = self.folder / "config" / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return str(path)
+
+
+def copy_project(folder: Path) -> Project:
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_symlink():
+            (folder / part).symlink_to(source.readlink())
+        elif source.is_dir():
+            shutil.copytree(source, folder / part, symlinks=True)
+        else:
+            shutil.copy(source, folder / part)
+    return Project(folder)
+
+
+@pytest.fixture
+def project(tmp_path):
+    return copy_project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """Return the project of one whole run at the ci scale."""
+    project = copy_project(tmp_path_factory.mktemp("finished"))
+    result = project.snakemake("--configfile", "config/ci.yaml")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return project
+
+
+@pytest.fixture
+def rerun(finished, tmp_path):
+    """Return a copy of the finished run that a test may change."""
+    shutil.copytree(finished.folder, tmp_path / "run", symlinks=True)
+    return Project(tmp_path / "run")

@@ -1,0 +1,103 @@
+"""Dry runs: every config and profile gives a valid DAG, quickly and without heavy imports."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCALES = ["ci", "desk", "bench", "paper"]
+REPORT_RULES = {
+    "retrieve_structures": 1,
+    "clean_structures": 1,
+    "collect_patterns": 1,
+    "summarize_dataset": 1,
+    "train_random_forest": 1,
+    "evaluate_random_forest": 1,
+    "tabulate_symmetry": 4,
+    "plot_symmetry": 3,
+    "report": 1,
+    "all": 1,
+}
+
+
+def test_default_dag(project):
+    assert project.planned() == REPORT_RULES | {"simulate_patterns": 4}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("profile", [(), ("--profile", "slurm")], ids=["local", "slurm"])
+def test_every_scale_is_a_valid_dag_of_few_jobs(project, scale, profile):
+    jobs = project.planned("--configfile", f"config/{scale}.yaml", *profile)
+    assert REPORT_RULES.items() <= jobs.items()
+    assert sum(jobs.values()) < 300
+
+
+def test_slurm_profile_is_not_overruled_by_the_default_one(project):
+    result = project.snakemake("-n", "--profile", "slurm", "--configfile", "config/paper.yaml")
+    assert result.returncode == 0, result.stderr
+    default = (project.folder / "profiles/default/config.yaml").read_text()
+    slurm = (project.folder / "profiles/slurm/config.yaml").read_text()
+    keys = [
+        {line.split(":")[0] for line in text.splitlines() if line[:1].isalpha()}
+        for text in (default, slurm)
+    ]
+    assert keys[0].isdisjoint(keys[1])
+    assert "executor" in keys[1]
+
+
+def test_number_of_jobs_does_not_grow_with_the_materials(project):
+    config = {"datasets": {"prototypes": {"count": 50_000}}}
+    large = project.planned("--configfile", project.write_config("large", config))
+    assert large == project.planned()
+
+
+def test_dry_run_imports_nothing_heavy(project):
+    """Forbid the import of everything but snakemake's own needs, and plan all the same."""
+    blocker = project.folder / "blocked"
+    blocker.mkdir()
+    for package in ("torch", "numba", "pymatgen", "zarr", "sklearn", "matplotlib", "ase", "scipy"):
+        (blocker / f"{package}.py").write_text(f"raise ImportError('{package} was imported')\n")
+    jobs = project.planned(PYTHONPATH=str(blocker))
+    assert jobs["simulate_patterns"] == 4
+    check = subprocess.run(
+        [sys.executable, "-c", "import zarr"],
+        env={**os.environ, "PYTHONPATH": str(blocker)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "zarr was imported" in check.stderr
+
+
+def test_wrong_config_key_is_refused_by_name(project):
+    path = project.write_config("wrong", {"simulate": {"thicknes": [100.0]}})
+    result = project.snakemake("-n", "--configfile", path)
+    assert result.returncode != 0
+    assert "simulate.thicknes: did you mean simulate.thicknesses?" in result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_missing_data_file_is_named_with_its_variable(project):
+    result = project.snakemake("-n", "--config", "dataset=perov_5", DIFFRACTORY_DATA="/nowhere")
+    output = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert "/nowhere/perov_5/val.csv, which is not there: set DIFFRACTORY_DATA" in output
+    assert "Traceback" not in output
+
+
+def test_no_api_key_is_one_sentence(project):
+    environment = {key: value for key, value in os.environ.items() if key != "MP_API_KEY"}
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config"]
+    result = subprocess.run(
+        [*command, "dataset=materials_project"],
+        cwd=project.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert "MP_API_KEY" in output
+    assert "Traceback" not in output
