@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError, best_match
+from jsonschema.exceptions import best_match
 
 from diffractory.errors import InputError
 
@@ -23,7 +23,7 @@ def _keys(tree: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tup
             yield from _keys(value, (*prefix, key))
 
 
-def _nearest(error: ValidationError, key: str, known: list[tuple[str, ...]]) -> str:
+def _nearest(error: Any, key: str, known: list[tuple[str, ...]]) -> str:
     """Return the dotted known key that looks most like ``key``, siblings first, or ''."""
     siblings = list(error.schema["properties"])
     if close := get_close_matches(key, siblings, n=1, cutoff=0.5):
@@ -33,7 +33,8 @@ def _nearest(error: ValidationError, key: str, known: list[tuple[str, ...]]) -> 
     return _dotted(by_name[close[0]]) if close else ""
 
 
-def _sentence(error: ValidationError, known: list[tuple[str, ...]]) -> str:
+def _sentence(error: Any, known: list[tuple[str, ...]]) -> str:
+    """Return one sentence about a ValidationError, the fields of which are typed too loosely."""
     where = _dotted(error.absolute_path)
     if error.validator == "additionalProperties":
         unknown = next(k for k in error.instance if k not in error.schema["properties"])

@@ -30,7 +30,8 @@ def sha256(path: Path) -> str:
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         if file.name == "run.json" or file.name.startswith(".snakemake"):
             continue  # they hold times, which do not belong to the content
-        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
+        name = os.fsencode(file.relative_to(path))  # a name need not be valid text
+        digest.update(name + b"\0" + sha256(file).encode() + b"\n")
     return digest.hexdigest()
 
 

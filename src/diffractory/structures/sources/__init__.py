@@ -2,14 +2,13 @@
 
 import hashlib
 import importlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from diffractory.store import InputError, recorded, write_parquet, write_text
+from diffractory.store import InputError, recorded, write_parquet
 from diffractory.structures.sources.base import RetrievedStructure
 
 Retrieve = Callable[[Mapping[str, Any], Path, Path], Iterator[RetrievedStructure]]
@@ -104,18 +103,3 @@ def _snapshot(table: pd.DataFrame) -> str:
         for part in (material_id.encode(), form.encode(), content):
             digest.update(b"%d:" % len(part) + part)
     return digest.hexdigest()
-
-
-def missing(path: Path, data_folder: Path) -> InputError:
-    """Return the error for a file or folder of a data set that is not there."""
-    return InputError(
-        f"{path} is not there; relative paths of data sets start at {data_folder}, "
-        "which the environment variable DIFFRACTORY_DATA sets"
-    )
-
-
-def saved(path: Path, download: Callable[[], Any]) -> Any:
-    """Return the JSON of ``path``, downloaded unless an earlier run has saved it."""
-    if not path.is_file():
-        write_text(path, json.dumps(download()))
-    return json.loads(path.read_text(encoding="utf-8"))

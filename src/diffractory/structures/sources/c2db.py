@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from diffractory.store import InputError, track
-from diffractory.structures.sources import missing, optimade
-from diffractory.structures.sources.base import RetrievedStructure
+from diffractory.structures.sources import optimade
+from diffractory.structures.sources.base import RetrievedStructure, missing
 
 
 def retrieve(

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffractory.store import InputError, track
-from diffractory.structures.sources import saved
-from diffractory.structures.sources.base import RetrievedStructure
+from diffractory.structures.sources.base import RetrievedStructure, saved
 
 CHUNK = 1000
 """Structures per query, and per file that a resumed run does not ask for again."""

@@ -15,8 +15,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from diffractory.store import InputError, track
-from diffractory.structures.sources import saved
-from diffractory.structures.sources.base import RetrievedStructure
+from diffractory.structures.sources.base import RetrievedStructure, saved
 
 FIELDS = (
     "lattice_vectors",
@@ -64,8 +63,8 @@ def query(
     """
     pages = _pages(base_url, condition, download_folder)
     first = next(pages)
-    sizes = (limit, first["available"], None if first["next"] else len(first["data"]))
-    total = min((size for size in sizes if size is not None), default=len(first["data"]))
+    available = first["available"] or limit or len(first["data"])
+    total = min(available, limit or available)
     entries = (entry for page in chain([first], pages) for entry in page["data"])
     for entry in track(islice(entries, limit), "Downloading", total, "structures"):
         yield RetrievedStructure(

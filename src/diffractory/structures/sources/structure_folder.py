@@ -6,8 +6,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from diffractory.store import InputError, track
-from diffractory.structures.sources import missing
-from diffractory.structures.sources.base import RetrievedStructure
+from diffractory.structures.sources.base import RetrievedStructure, missing
 
 
 def retrieve(

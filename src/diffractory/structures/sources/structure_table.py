@@ -1,9 +1,9 @@
 """Tables with a column of structures in CIF, such as the data sets of CDVAE."""
 
 import csv
-import difflib
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffractory.store import InputError
-from diffractory.structures.sources import missing
-from diffractory.structures.sources.base import RetrievedStructure
+from diffractory.structures.sources.base import RetrievedStructure, missing
 
 
 def retrieve(
@@ -72,7 +71,12 @@ def _text(value: Any) -> str:
 def _check(file: Path, present: Sequence[str], columns: tuple[str, str]) -> None:
     for column in columns:
         if column not in present:
-            nearest = difflib.get_close_matches(column, present, n=1)
-            hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-            names = textwrap.shorten(", ".join(map(repr, present)), 1000) or "none"
-            raise InputError(f"{file} has no column {column!r}{hint}; its columns are: {names}")
+            names = textwrap.shorten(", ".join(map(repr, present)), 1000)
+            nearest = (
+                f"{_nearest(column, present)!r} of {names}" if present else "none, for it is empty"
+            )
+            raise InputError(f"{file} has no column {column!r}; the nearest is {nearest}")
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    return max(names, key=lambda n: SequenceMatcher(None, n.lower(), name.lower()).ratio())

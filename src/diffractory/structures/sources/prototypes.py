@@ -1,0 +1,423 @@
+"""The embedded source: AFLOW prototypes and charge-balanced, size-matched substitutions of them.
+
+The prototypes are those of M. J. Mehl et al., Comput. Mater. Sci. 136, S1 (2017), as pymatgen hands
+them out. A substitution replaces each element by one that can play its role:
+
+- In a prototype with a charge balance, an ion by an ion of the same sign and similar Shannon radius
+  (R. D. Shannon, Acta Cryst. A 32, 751 (1976)); the charges add up to zero and every anion is more
+  electronegative than every cation.
+- In any other (alloys, elements, borides, covalent crystals), a metal by a metal that is near on
+  D. G. Pettifor's chemical scale (Solid State Commun. 51, 31 (1984)) and of similar metallic
+  radius, and any other element by one of its group.
+
+Candidates of a prototype are ranked by their distance on the chemical scale, summed over the
+elements, in which a unit of charge counts as `CHARGE_STEP`. The cell is scaled isotropically so
+that its tightest contact, the sum of the two radii over their distance, is as tight as in the
+prototype.
+"""
+
+import heapq
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain, product, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import spglib
+from numpy.typing import NDArray
+from pymatgen.core.periodic_table import Element
+from pymatgen.core.structure import Structure
+
+from diffractory.store import InputError
+from diffractory.structures.sources.base import RetrievedStructure
+
+ION_TOLERANCE = 0.2
+"""Largest relative difference of the radii of an ion or nonmetal and what replaces it."""
+METAL_TOLERANCE = 0.15
+"""The same for the metals of an alloy (Hume-Rothery's rule)."""
+METAL_WINDOW = 12
+"""Largest distance of these metals on the chemical scale."""
+CHARGE_STEP = 20
+"""Steps on the chemical scale that a unit of charge counts as."""
+SHORTEST_CONTACT = 0.8
+"""Least distance over sum of radii in a sound contact; some cells of the library are misprinted."""
+SHORTEST_DISTANCE = 0.7
+"""Least distance of any two atoms over the sum of their radii after Slater."""
+LONGEST_CONTACT = 1.12
+"""Least distance, over the same sum, that is too long for the shortest one of a sound cell."""
+MAX_SITES = 40
+"""Most sites in a cell that is substituted, so that the patterns stay cheap."""
+MAX_COMBINATIONS = 50_000
+"""Most combinations of elements that are looked at for one prototype."""
+SYMPREC = 0.01
+"""Tolerance of the symmetry search, angstrom."""
+CUTOFF = 6.0
+"""Distance within which contacts are looked for, angstrom."""
+
+LEFT_OUT = {2, 10, 18, 36, 54, 43, 61, *range(84, 90), 91}
+"""Atomic numbers of the noble gases and, up to U, of the radioactive elements but Th and U."""
+VOLATILE = {"H", "N", "O", "F", "Cl", "Br"}
+"""Compounds of these with nonmetals alone are gases, liquids or molecular crystals."""
+ANIONS = {"H": -1, "F": -1, "Cl": -1, "Br": -1, "I": -1, "O": -2, "S": -2, "Se": -2, "Te": -2,
+          "N": -3, "P": -3, "As": -3, "Sb": -3}  # fmt: skip
+ANION_RADII = {"H": 1.28, "P": 1.84, "As": 1.90, "Sb": 2.07}
+"""Crystal radii that Shannon lacks, angstrom: a/2 of NaH, LaP, LaAs, LaSb less the cation's."""
+CRYSTAL_SYSTEMS = ((2, "triclinic"), (15, "monoclinic"), (74, "orthorhombic"), (142, "tetragonal"),
+                   (167, "trigonal"), (194, "hexagonal"), (230, "cubic"))  # fmt: skip
+"""The last space group of each crystal system."""
+ALWAYS_IONIC = 3.0
+"""Electronegativity (Pauling) above which an element is put in only where charges balance."""
+OXIDISING = 3.4
+"""Electronegativity above which an anion, oxide or fluoride, bears cations of any charge."""
+HIGHEST_CHARGE = 5
+"""Highest charge of a cation beside any other anion."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Species:
+    """All atoms (charge 0) and ions; every array has shape (species,), every radius is in angstrom.
+
+    Attributes
+    ----------
+    symbol, charge
+        Element and charge.
+    radius
+        Crystal radius of an ion after Shannon; of an atom, metallic radius or else after Slater.
+    slater
+        Radius of the element after J. C. Slater, J. Chem. Phys. 41, 3199 (1964).
+    electronegativity, mendeleev, group
+        After Pauling, Pettifor and IUPAC.
+    metal, nonmetal
+        Whether it is a metal, and whether it is neither metal nor metalloid.
+    put_in
+        Whether it may replace another; hydrogen and halogen cations may not.
+    """
+
+    symbol: NDArray[np.str_]
+    charge: NDArray[np.int64]
+    radius: NDArray[np.float64]
+    slater: NDArray[np.float64]
+    electronegativity: NDArray[np.float64]
+    mendeleev: NDArray[np.float64]
+    group: NDArray[np.int64]
+    metal: NDArray[np.bool_]
+    nonmetal: NDArray[np.bool_]
+    put_in: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Prototype:
+    """A sound structure of the library with k elements.
+
+    Attributes
+    ----------
+    label
+        AFLOW's name for it.
+    structure, space_group, crystal_system
+        The cell as the library gives it, and its symmetry.
+    element_of_site
+        Index of the element on each site.
+    contacts
+        Shortest distance of each pair of elements in angstrom, shape (k, k).
+    species
+        Index of each element's species in `_species()`, shape (k,).
+    """
+
+    label: str
+    structure: Structure
+    space_group: int
+    crystal_system: str
+    element_of_site: NDArray[np.int64]
+    contacts: NDArray[np.float64]
+    species: NDArray[np.int64]
+
+
+def retrieve(
+    settings: Mapping[str, Any], data_folder: Path, download_folder: Path
+) -> Iterator[RetrievedStructure]:
+    """Yield the prototypes and substitutions of them, balanced over the crystal systems.
+
+    The first n structures do not depend on ``count``: a larger one only adds materials.
+
+    Parameters
+    ----------
+    settings
+        ``count``, the number of structures to make, and ``crystal_systems``, the relative share of
+        each crystal system (0 where it is missing).
+    data_folder, download_folder
+        Not used.
+
+    Raises
+    ------
+    InputError
+        If no crystal system has a share above zero.
+    """
+    shares = {system: s for system, s in settings["crystal_systems"].items() if s > 0}
+    if not shares:
+        raise InputError(
+            "No crystal system has a share above zero in `crystal_systems` of the prototypes; "
+            "give at least one of them a positive number."
+        )
+    streams = _streams()
+    asked: Counter[str] = Counter()
+    made: Counter[str] = Counter()
+    # Handing out places one by one (Jefferson's method) takes none back when the count grows.
+    queue = [(1 / share, system) for system, share in sorted(shares.items())]
+    heapq.heapify(queue)
+    for _ in range(settings["count"]):
+        _, system = queue[0]
+        asked[system] += 1
+        heapq.heapreplace(queue, ((asked[system] + 1) / shares[system], system))
+        material = next(streams[system], None)
+        if material is not None:
+            made[system] += 1
+            yield material
+    if made != asked:
+        numbers = ", ".join(f"{s} {made[s]} of {n}" for s, n in sorted(asked.items()))
+        logger.warning("Fewer prototype structures were made than asked for: %s", numbers)
+
+
+def _streams() -> dict[str, Iterator[RetrievedStructure]]:
+    """Return the materials of each crystal system: prototypes first, then round by round."""
+    prototypes = defaultdict(list)
+    for prototype in _prototypes():
+        prototypes[prototype.crystal_system].append(prototype)
+    return {system: _stream(members) for system, members in prototypes.items()}
+
+
+def _stream(prototypes: list[Prototype]) -> Iterator[RetrievedStructure]:
+    # One prototype of each space group comes first, so that even a short stream holds them all.
+    seen_groups: Counter[int] = Counter()
+    ranks = []
+    for index, prototype in enumerate(prototypes):
+        ranks.append((seen_groups[prototype.space_group], prototype.space_group, index))
+        seen_groups[prototype.space_group] += 1
+    ordered = [prototypes[index] for _, _, index in sorted(ranks)]
+    originals = (_material(p, p.species, 1.0) for p in ordered if not _volatile(p.species))
+    rounds = zip_longest(*(_substitutions(prototype) for prototype in ordered))
+    seen = set()
+    for material in chain(originals, chain.from_iterable(rounds)):
+        if material is not None and material.material_id not in seen:
+            seen.add(material.material_id)
+            yield material
+
+
+def _substitutions(prototype: Prototype) -> Iterator[RetrievedStructure]:
+    """Yield the materials that a prototype gives, chemically nearest first, itself included."""
+    if len(prototype.structure) > MAX_SITES:
+        return
+    species = _candidates(prototype)
+    scales = _tightness(prototype.contacts, species) / _tightness(
+        prototype.contacts, prototype.species
+    )
+    slater = _species().slater[species]
+    distances = scales[:, None, None] * prototype.contacts
+    apart = distances > SHORTEST_DISTANCE * (slater[:, :, None] + slater[:, None, :])
+    for row in np.flatnonzero(apart.all(axis=(1, 2))):
+        if not _volatile(species[row]):
+            material = _material(prototype, species[row], scales[row])
+            if material is not None:
+                yield material
+
+
+def _candidates(prototype: Prototype) -> NDArray[np.int64]:
+    """Return the species on each element's sites in order of preference, shape (candidates, k)."""
+    table = _species()
+    options = [_options(original) for original in prototype.species]
+    longest = max(len(o) for o in options)
+    while np.prod([len(o[:longest]) for o in options]) > MAX_COMBINATIONS:
+        longest -= 1
+    grid = np.meshgrid(*(o[:longest] for o in options), indexing="ij")
+    species = np.stack([axis.ravel() for axis in grid], axis=1)
+
+    symbols = np.sort(table.symbol[species], axis=1)
+    allowed = (symbols[:, 1:] != symbols[:, :-1]).all(axis=1)
+    if table.charge[prototype.species].any():
+        allowed &= _balanced(np.bincount(prototype.element_of_site), species)
+    else:
+        allowed &= (table.electronegativity[species] < ALWAYS_IONIC).all(axis=1)
+    species = species[allowed]
+    distance = _distance(species, prototype.species).sum(axis=1)
+    return species[np.argsort(distance, kind="stable")]
+
+
+def _distance(species: NDArray[np.int64], original: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the steps on the chemical scale, charge included, between species."""
+    table = _species()
+    steps: NDArray[np.float64] = np.abs(table.mendeleev[species] - table.mendeleev[original])
+    return steps + CHARGE_STEP * np.abs(table.charge[species] - table.charge[original])
+
+
+def _options(original: np.int64) -> NDArray[np.int64]:
+    """Return the species that can play the role of another, nearest on the chemical scale first."""
+    table = _species()
+    everything = np.arange(len(table.symbol))
+    distance = _distance(everything, np.full_like(everything, original))
+    tolerance = ION_TOLERANCE
+    if table.charge[original]:
+        role = table.charge * table.charge[original] > 0
+    elif table.metal[original]:
+        role = (table.charge == 0) & table.metal & (distance <= METAL_WINDOW)
+        tolerance = METAL_TOLERANCE
+    else:
+        role = (table.charge == 0) & (table.group == table.group[original])
+    similar = np.abs(table.radius / table.radius[original] - 1) <= tolerance
+    options = np.flatnonzero((table.put_in & role & similar) | (everything == original))
+    return options[np.argsort(distance[options], kind="stable")]
+
+
+def _balanced(amounts: NDArray[np.int64], species: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return whether species (..., k), in these amounts (k,), make a salt, shape (...)."""
+    table = _species()
+    charge, electronegativity = table.charge[species], table.electronegativity[species]
+    cations = np.where(charge > 0, electronegativity, -np.inf).max(axis=-1)
+    anions = np.where(charge < 0, electronegativity, np.inf).min(axis=-1)
+    attainable = (charge.max(axis=-1) <= HIGHEST_CHARGE) | (anions > OXIDISING)
+    balanced: NDArray[np.bool_] = (charge @ amounts == 0) & (cations < anions) & attainable
+    return balanced
+
+
+def _tightness(contacts: NDArray[np.float64], species: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the sum of radii over distance of the tightest contact, shape (...) for (..., k).
+
+    Contacts are those of cation and anion, and all of atoms.
+    """
+    table = _species()
+    radius, charge = table.radius[species], table.charge[species]
+    sums = radius[..., :, None] + radius[..., None, :]
+    products = charge[..., :, None] * charge[..., None, :]
+    counts = (products < 0) | (charge[..., :, None] == 0)
+    tightness: NDArray[np.float64] = np.where(counts, sums / contacts, 0.0).max(axis=(-2, -1))
+    return tightness
+
+
+def _volatile(species: NDArray[np.int64]) -> bool:
+    table = _species()
+    light = not VOLATILE.isdisjoint(table.symbol[species].tolist())
+    return light and bool(table.nonmetal[species].all())
+
+
+def _material(
+    prototype: Prototype, species: NDArray[np.int64], scale: float
+) -> RetrievedStructure | None:
+    """Return the prototype with these species, or None where that changes the space group."""
+    structure = Structure(
+        prototype.structure.lattice.matrix * scale,
+        _species().symbol[species][prototype.element_of_site].tolist(),
+        prototype.structure.frac_coords,
+    )
+    if _symmetry(structure)[0] != prototype.space_group:
+        return None
+    formula = structure.composition.reduced_formula
+    content = json.dumps(
+        structure.as_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
+    return RetrievedStructure(
+        f"{prototype.label}-{formula}", "prototypes", "json", content.encode()
+    )
+
+
+def _symmetry(structure: Structure) -> tuple[int, str]:
+    """Return space-group number and crystal system."""
+    cell = (
+        structure.lattice.matrix.tolist(), structure.frac_coords.tolist(), structure.atomic_numbers
+    )  # fmt: skip
+    dataset = spglib.get_symmetry_dataset(cell, symprec=SYMPREC)
+    number = dataset.number if dataset else 1
+    return number, next(system for last, system in CRYSTAL_SYSTEMS if number <= last)
+
+
+@cache
+def _prototypes() -> tuple[Prototype, ...]:
+    """Return the sound structures of the library in its order."""
+    # Importing this parses the whole library, which takes seconds.
+    from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY  # type: ignore[attr-defined]
+
+    found = (
+        _prototype(entry["tags"]["aflow"], entry["snl"].structure)
+        for entry in AFLOW_PROTOTYPE_LIBRARY
+    )
+    return tuple(prototype for prototype in found if prototype is not None)
+
+
+def _prototype(label: str, structure: Structure) -> Prototype | None:
+    """Return what substitutions need to know, or None for a cell with impossible contacts."""
+    table = _species()
+    symbols, element_of_site = np.unique([s.specie.symbol for s in structure], return_inverse=True)
+    if not np.isin(symbols, table.symbol).all():
+        return None
+    first, second, _, distance = structure.get_neighbor_list(CUTOFF)
+    contacts = np.full((len(symbols), len(symbols)), np.inf)
+    np.minimum.at(contacts, (element_of_site[first], element_of_site[second]), distance)
+
+    amounts = np.bincount(element_of_site)
+    ions = [np.flatnonzero((table.symbol == s) & (table.charge != 0)) for s in symbols]
+    atoms = [np.flatnonzero((table.symbol == s) & (table.charge == 0)) for s in symbols]
+    species = np.array(list(product(*ions)), dtype=int).reshape(-1, len(symbols))
+    species = species[_balanced(amounts, species)]
+    if not len(species):
+        species = np.array(list(product(*atoms)))
+    tightness = _tightness(contacts, species)
+    best = np.abs(np.log(tightness)).argmin()
+    slater = table.slater[species[best]]
+    distances = (contacts / (slater[:, None] + slater)).min()
+    too_long_or_short = not SHORTEST_DISTANCE < distances < LONGEST_CONTACT
+    if too_long_or_short or tightness[best] > 1 / SHORTEST_CONTACT:
+        return None
+    space_group, system = _symmetry(structure)
+    return Prototype(
+        label, structure, space_group, system, element_of_site, contacts, species[best]
+    )
+
+
+@cache
+def _species() -> Species:
+    """Return the table of atoms and ions up to uranium."""
+    rows = []
+    for element in (Element.from_Z(z) for z in range(1, 93) if z not in LEFT_OUT):
+        slater = float(element.data["Atomic radius"])
+        metallic = element.data.get("Metallic radius")
+        atom = (0, metallic if element.is_metal and isinstance(metallic, float) else slater)
+        for charge, radius in (atom, *_ions(element)):
+            odd = element.symbol == "H" or (element.is_halogen and charge > 0)
+            rows.append(
+                (element.symbol, charge, radius, slater, element.X, element.mendeleev_no,
+                 element.group, element.is_metal, not (element.is_metal or element.is_metalloid),
+                 not odd)
+            )  # fmt: skip
+    return Species(*(np.array(column) for column in zip(*rows, strict=True)))
+
+
+def _ions(element: Element) -> list[tuple[int, float]]:
+    """Return the charges that an element takes and the crystal radii (angstrom) that go with them.
+
+    They are the common oxidation states and, of transition metals, the lower ones in the ICSD.
+    """
+    charges = {charge for charge in element.common_oxidation_states if charge > 0}
+    if element.symbol == "H":
+        charges.clear()
+    if element.is_transition_metal:
+        charges.update(q for q in element.icsd_oxidation_states if q < max(charges))
+    if element.symbol in ANIONS:
+        charges.add(ANIONS[element.symbol])
+    ions = ((charge, _ionic_radius(element, charge)) for charge in sorted(charges))
+    return [(charge, radius) for charge, radius in ions if radius is not None]
+
+
+def _ionic_radius(element: Element, charge: int) -> float | None:
+    """Return the crystal radius in angstrom, sixfold and high-spin where there is a choice."""
+    if charge < 0 and element.symbol in ANION_RADII:
+        return ANION_RADII[element.symbol]
+    coordinations = element.data["Shannon radii"].get(str(charge))
+    if not coordinations:
+        return None
+    spins = coordinations.get("VI") or list(coordinations.values())[-1]
+    spin = spins.get("High Spin") or list(spins.values())[-1]
+    return float(spin["crystal_radius"])
