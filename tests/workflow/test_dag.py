@@ -14,7 +14,7 @@ REPORT_RULES = {
     "summarize_dataset": 1,
     "train_random_forest": 1,
     "evaluate_random_forest": 1,
-    "tabulate_symmetry": 4,
+    "tabulate_symmetry": 5,
     "plot_symmetry": 3,
     "report": 1,
     "all": 1,

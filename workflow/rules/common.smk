@@ -34,7 +34,9 @@ def source_files(dataset):
     """Return the local files that a data set is read from."""
     settings = config["datasets"][dataset]
     paths = settings.get("paths", [settings["path"]] if "path" in settings else [])
-    return [os.path.join(os.environ.get("DIFFRACTORY_DATA", ""), path) for path in paths]
+    return [
+        os.path.join(os.environ.get("DIFFRACTORY_DATA", ""), path) for path in paths
+    ]
 
 
 for file in source_files(DATASET):

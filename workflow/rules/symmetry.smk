@@ -1,7 +1,13 @@
 SYMMETRY_MODELS = ["random_forest"]
-# Which tables and figures of the study read predictions; the others read the data set alone.
-SYMMETRY_TABLES = {1: True, 3: True, 4: True, 5: False}
-SYMMETRY_FIGURES = {1: True, 3: False, 4: False}
+# The models that each table and figure of the study reads; those without read the data set alone.
+SYMMETRY_TABLES = {
+    1: SYMMETRY_MODELS,
+    2: [],
+    3: SYMMETRY_MODELS,
+    4: SYMMETRY_MODELS,
+    5: [],
+}
+SYMMETRY_FIGURES = {1: SYMMETRY_MODELS, 3: [], 4: []}
 # Which of them take the vote over several zone axes.
 SYMMETRY_VOTES = {"table": {3, 4}, "figure": {1}}
 
@@ -75,7 +81,7 @@ rule tabulate_symmetry:
     input:
         dataset="results/evaluation/symmetry/dataset.parquet",
         predictions=lambda wildcards: predictions_of(
-            "symmetry", SYMMETRY_MODELS if SYMMETRY_TABLES[int(wildcards.n)] else []
+            "symmetry", SYMMETRY_TABLES[int(wildcards.n)]
         ),
     output:
         csv="results/tables/symmetry/table_{n}.csv",
@@ -102,7 +108,7 @@ rule plot_symmetry:
     input:
         dataset="results/evaluation/symmetry/dataset.parquet",
         predictions=lambda wildcards: predictions_of(
-            "symmetry", SYMMETRY_MODELS if SYMMETRY_FIGURES[int(wildcards.n)] else []
+            "symmetry", SYMMETRY_FIGURES[int(wildcards.n)]
         ),
     output:
         svg="results/figures/symmetry/figure_{n}.svg",

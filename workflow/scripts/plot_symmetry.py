@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from diffractory.evaluation.figures import make_figure
-
+from diffractory.evaluation.symmetry_figures import make_figure
 from stage import stage
 
 with stage(snakemake.log[0]):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from diffractory.evaluation.tables import make_table
+from diffractory.evaluation.symmetry_tables import make_table
 from stage import stage
 
 with stage(snakemake.log[0]):

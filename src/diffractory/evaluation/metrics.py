@@ -46,7 +46,9 @@ def confusion_matrix(
     truth: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: int
 ) -> NDArray[np.int64]:
     """Return how many items of each true class (row) got each class (column), shape (C, C)."""
-    return _count(truth, predicted, n_classes, n_classes).astype(np.int64)
+    return np.bincount(truth * n_classes + predicted, minlength=n_classes**2).reshape(
+        n_classes, n_classes
+    )
 
 
 def row_normalized(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -94,7 +96,9 @@ def draw_per_group(
         np.arange(start, stop)
         if stop - start <= count
         else start
-        + generator(seed, "aggregate", name).choice(stop - start, count, replace=False, shuffle=False)
+        + generator(seed, "aggregate", name).choice(
+            stop - start, count, replace=False, shuffle=False
+        )
         for name, start, stop in zip(names, offsets[:-1], offsets[1:], strict=True)
     ]
     return np.sort(np.concatenate([np.empty(0, np.int64), *drawn]))
@@ -126,12 +130,12 @@ def vote(
     winner, confidence
         Class and mean of its probability over the items of the group, each of shape (G,).
     """
-    votes = _count(groups, predicted, n_groups, n_classes)
+    shape = (n_groups, n_classes)
+    votes = _summed(groups, predicted, np.ones(len(groups)), shape)
     if probability.ndim == 1:
-        total = _count(groups, predicted, n_groups, n_classes, probability)
+        total = _summed(groups, predicted, probability, shape)
     else:
-        columns = [np.bincount(groups, column, n_groups) for column in probability.T]
-        total = np.column_stack(columns)
+        total = np.column_stack([np.bincount(groups, p, n_groups) for p in probability.T])
     # Rounded, so that a tie does not hang on the order of summation.
     mean = np.round(total / votes.sum(axis=1, keepdims=True), 12)
     leading = votes == votes.max(axis=1, keepdims=True)
@@ -139,20 +143,17 @@ def vote(
     return winner, mean[np.arange(n_groups), winner]
 
 
-def _count(
-    rows: NDArray[np.int64],
-    columns: NDArray[np.int64],
-    n_rows: int,
-    n_columns: int,
-    weights: NDArray[np.float64] | None = None,
+def _summed(
+    groups: NDArray[np.int64],
+    classes: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    shape: tuple[int, int],
 ) -> NDArray[np.float64]:
-    """Return the number, or summed weight, of items in each cell, shape (R, C)."""
-    cells = np.bincount(rows * n_columns + columns, weights, n_rows * n_columns)
-    return cells.reshape(n_rows, n_columns)
+    """Return the summed weight of each group and class, shape (G, C)."""
+    cells = np.bincount(groups * shape[1] + classes, weights, shape[0] * shape[1])
+    return cells.astype(np.float64).reshape(shape)
 
 
-def _ratio(
-    numerator: NDArray[np.int64], denominator: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def _ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(numerator / denominator, dtype=np.float64)

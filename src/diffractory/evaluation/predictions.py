@@ -5,8 +5,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from diffractory.models.random_forest import CRYSTAL_SYSTEMS, LATTICE
-from diffractory.store import InputError, read_material_ids, recorded, write_parquet
+from diffractory.store import (
+    CRYSTAL_SYSTEMS,
+    LATTICE,
+    InputError,
+    read_material_ids,
+    recorded,
+    write_parquet,
+)
 from diffractory.training.random_forest import (
     describe_patterns,
     labels_of_split,
@@ -51,9 +57,11 @@ def evaluate_random_forest(
             describe_patterns(patterns, truth["pattern"].to_numpy(), forest.descriptor)
         )
         table = truth.drop(columns="split")
-        systems = np.array(CRYSTAL_SYSTEMS)
-        table["predicted_crystal_system"] = systems[said.crystal_system.argmax(axis=1)]
-        table[[f"probability_{name}" for name in CRYSTAL_SYSTEMS]] = said.crystal_system
+        best = said.crystal_system.argmax(axis=1)
+        table["predicted_crystal_system"] = np.array(forest.systems)[best]
+        probabilities = pd.DataFrame(said.crystal_system, columns=forest.systems)
+        for name in CRYSTAL_SYSTEMS:
+            table[f"probability_{name}"] = probabilities.get(name, 0.0)
         table["predicted_space_group"] = said.space_group
         table["probability_space_group"] = said.space_group_probability
         table[[f"predicted_{name}" for name in LATTICE]] = said.lattice

@@ -5,7 +5,7 @@ from importlib.resources import files
 
 import pandas as pd
 
-NOT_GIVEN = "–"
+NOT_GIVEN = "\N{EN DASH}"
 """How the papers print a cell without a value."""
 
 
@@ -16,7 +16,9 @@ def published_values() -> pd.DataFrame:
     The columns are study, table, row, column, value and unit, all text. A table named
     ``"4 (text)"`` holds what the running text says of cells of Table 4 where it differs.
     """
-    with (files("diffractory.evaluation") / "data" / "published.csv").open(encoding="utf-8") as file:
+    with (files("diffractory.evaluation") / "data" / "published.csv").open(
+        encoding="utf-8"
+    ) as file:
         return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
@@ -29,12 +31,12 @@ def published_column(study: str, table: int, column: str) -> "pd.Series[str]":
     return chosen.set_index("row")["value"]
 
 
-def text_differences(study: str, table: int) -> list[str]:
-    """Return a sentence for every cell that the running text of the paper gives otherwise."""
+def text_differences(study: str, table: int) -> str:
+    """Return a sentence on the cells that the running text of the paper gives otherwise."""
     values = published_values()
     text = values[(values["study"] == study) & (values["table"] == f"{table} (text)")]
-    return [
-        f"The running text of the paper gives {cell.value} for {cell.row}, {cell.column}, "
-        f"where its Table {table} has {published_column(study, table, str(cell.column))[cell.row]}."
-        for cell in text.itertuples()
+    cells = [
+        f"{column}, {row}: {value}, not {published_column(study, table, column)[row]}"
+        for row, column, value in zip(text["row"], text["column"], text["value"], strict=True)
     ]
+    return f"The running text of the paper differs from its Table {table}: {'; '.join(cells)}."

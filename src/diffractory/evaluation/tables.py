@@ -72,34 +72,34 @@ def read_table(csv: Path) -> Table:
         stub = next(line for line in lines if line.startswith("|")).split("|")[1].strip()
     except (OSError, ValueError, IndexError, StopIteration) as error:
         raise InputError(
-            f"The table {csv} cannot be read ({error!r}): make it again, with the .md beside it."
+            f"the table {csv} cannot be read ({error!r}): make it again, with the .md beside it"
         ) from error
     if missing := [name for name in COLUMNS if name not in cells]:
-        raise InputError(f"The table {csv} has no column {missing[0]}: make it again.")
+        raise InputError(f"the table {csv} has no column {missing[0]}: make it again")
     notes = tuple(line.removeprefix("- ") for line in lines if line.startswith("- "))
     return Table(cells, caption, stub, notes)
 
 
 def grid(cells: pd.DataFrame) -> Grid:
     """Arrange cells as rows and columns, in order of first appearance."""
-    units = cells.drop_duplicates("column").set_index("column")["unit"]
+    units = dict(zip(cells["column"], cells["unit"], strict=True))
     # Where cells count things themselves, sizes beside them would only repeat them.
-    kinds = [] if "count" in set(units) else list(dict.fromkeys(cells["items"]))
+    kinds = [] if "count" in units.values() else list(dict.fromkeys(cells["items"]))
     rows = []
     for label, line in cells.groupby("row", sort=False):
-        by_column = line.drop_duplicates("column").set_index("column")
-        entries = []
-        for column, unit in units.items():
-            if column not in by_column.index:
-                entries.append(("", "", ""))
-                continue
-            cell = by_column.loc[column]
-            entries.append((_shown(cell["value"], unit), cell["interval"],
-                            _shown(cell["published"], unit)))  # fmt: skip
-        sizes = [_sizes(line[line["items"] == kind]) for kind in kinds]
-        rows.append(Row(str(label), tuple(entries), tuple(sizes)))
-    columns = (f"{column} (%)" if unit == "%" else str(column) for column, unit in units.items())
-    return Grid(tuple(columns), tuple(f"train / test {kind}" for kind in kinds), tuple(rows))
+        shown = {
+            cell["column"]: (
+                _shown(cell["value"], cell["unit"]),
+                cell["interval"],
+                _shown(cell["published"], cell["unit"]),
+            )
+            for cell in line.to_dict("records")
+        }
+        entries = tuple(shown.get(column, ("", "", "")) for column in units)
+        sizes = tuple(_sizes(line[line["items"] == kind]) for kind in kinds)
+        rows.append(Row(str(label), entries, sizes))
+    columns = tuple(f"{column} (%)" if unit == "%" else column for column, unit in units.items())
+    return Grid(columns, tuple(f"train / test {kind}" for kind in kinds), tuple(rows))
 
 
 def _sizes(line: pd.DataFrame) -> str:
@@ -133,13 +133,13 @@ def _markdown(table: Table) -> str:
 
 def provenance_note(cells: pd.DataFrame) -> str:
     """Return the sentence on the data behind the cells."""
+
     def joined(name: str) -> str:
         return ", ".join(dict.fromkeys(str(value) for value in cells[name] if str(value)))
 
     stand_in = joined("stand_in")
-    return (
-        f"Dataset {joined('dataset')}, scale {joined('scale')}, seed {joined('seed')}"
-        + (f"; {stand_in}." if stand_in else ".")
+    return f"Dataset {joined('dataset')}, scale {joined('scale')}, seed {joined('seed')}" + (
+        f"; {stand_in}." if stand_in else "."
     )
 
 

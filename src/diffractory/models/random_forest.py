@@ -15,18 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-CRYSTAL_SYSTEMS = (
-    "triclinic",
-    "monoclinic",
-    "orthorhombic",
-    "tetragonal",
-    "trigonal",
-    "hexagonal",
-    "cubic",
-)
-LATTICE = ("a", "b", "c", "alpha", "beta", "gamma")
-"""Lattice constants, angstrom and degree."""
-
 
 @dataclass(frozen=True)
 class Descriptor:
@@ -194,13 +182,13 @@ class Predictions:
     Attributes
     ----------
     crystal_system
-        Probabilities in the order of `CRYSTAL_SYSTEMS`, shape (P, 7).
+        Probabilities in the order of the model's `systems`, shape (P, systems).
     space_group
         Most probable space group within the most probable crystal system, shape (P,).
     space_group_probability
         Its probability times that of the crystal system, shape (P,).
     lattice
-        a, b, c in angstrom and alpha, beta, gamma in degree, shape (P, 6).
+        Lattice constants in the order and units of the training, shape (P, 6).
     """
 
     crystal_system: NDArray[np.float64]
@@ -218,8 +206,7 @@ class HierarchicalForest:
     descriptor
         How patterns become features.
     systems
-        Rows of `CRYSTAL_SYSTEMS` that the training patterns had, in the order of the first forest's
-        outputs.
+        Crystal systems of the training patterns, in the order of the first forest's outputs.
     space_groups
         Space groups by crystal system, in the order of that forest's outputs.
     forests
@@ -227,7 +214,7 @@ class HierarchicalForest:
     """
 
     descriptor: Descriptor
-    systems: list[int]
+    systems: list[str]
     space_groups: dict[str, list[int]]
     forests: dict[str, Forest]
 
@@ -236,7 +223,7 @@ class HierarchicalForest:
         cls,
         descriptor: Descriptor,
         features: NDArray[np.float32],
-        crystal_system: NDArray[np.int64],
+        crystal_system: NDArray[np.str_],
         space_group: NDArray[np.int64],
         lattice: NDArray[np.float64],
         n_estimators: int,
@@ -251,11 +238,11 @@ class HierarchicalForest:
         features
             Descriptors of P patterns, shape (P, features).
         crystal_system
-            Row in `CRYSTAL_SYSTEMS`, shape (P,).
+            Names, shape (P,).
         space_group
             1 to 230, shape (P,).
         lattice
-            Lattice constants in the order of `LATTICE`, shape (P, 6).
+            Lattice constants, shape (P, 6).
         n_estimators, min_samples_leaf
             Trees per forest, and fewest patterns in a leaf.
         seed
@@ -271,17 +258,17 @@ class HierarchicalForest:
             "n_jobs": threads,
         }
 
-        def classifier(x: NDArray[np.float32], y: NDArray[np.int64]) -> tuple[list[int], Forest]:
-            model = RandomForestClassifier(**common).fit(x, y)
-            return [int(c) for c in model.classes_], Forest.from_sklearn(model)
+        def classifier(of: NDArray[np.bool_], labels: NDArray[Any]) -> tuple[list[Any], Forest]:
+            model = RandomForestClassifier(**common).fit(features[of], labels[of])
+            return model.classes_.tolist(), Forest.from_sklearn(model)
 
         forests, space_groups = {}, {}
-        systems, forests["crystal_system"] = classifier(features, crystal_system)
-        for i in systems:
-            name, of = CRYSTAL_SYSTEMS[i], crystal_system == i
-            space_groups[name], forests[f"space_group.{name}"] = classifier(
-                features[of], space_group[of]
-            )
+        systems, forests["crystal_system"] = classifier(
+            np.ones(len(features), dtype=bool), crystal_system
+        )
+        for name in systems:
+            of = crystal_system == name
+            space_groups[name], forests[f"space_group.{name}"] = classifier(of, space_group)
             regressor = RandomForestRegressor(**common).fit(features[of], lattice[of])
             forests[f"lattice.{name}"] = Forest.from_sklearn(regressor)
         return cls(descriptor, systems, space_groups, forests)
@@ -289,13 +276,12 @@ class HierarchicalForest:
     def predict(self, features: NDArray[np.float32]) -> Predictions:
         """Predict from descriptors, shape (P, features)."""
         n = len(features)
-        probabilities = np.zeros((n, len(CRYSTAL_SYSTEMS)))
-        probabilities[:, self.systems] = self.forests["crystal_system"].predict(features)
+        probabilities = self.forests["crystal_system"].predict(features)
         best = probabilities.argmax(axis=1)
         space_group = np.zeros(n, dtype=np.int64)
-        confidence, lattice = np.zeros(n), np.zeros((n, len(LATTICE)))
-        for i in np.unique(best):
-            name, of = CRYSTAL_SYSTEMS[i], best == i
+        confidence, lattice = np.zeros(n), np.zeros((n, 6))
+        for i, name in enumerate(self.systems):
+            of = best == i
             within = self.forests[f"space_group.{name}"].predict(features[of])
             space_group[of] = np.array(self.space_groups[name])[within.argmax(axis=1)]
             confidence[of] = within.max(axis=1) * probabilities[of, i]

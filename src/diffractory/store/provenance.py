@@ -17,7 +17,10 @@ from typing import Any
 from diffractory import __version__
 from diffractory.store.files import write_text
 
-PACKAGES = ("numba", "numpy", "pandas", "pyarrow", "pymatgen", "scikit-learn", "spglib", "zarr")
+PACKAGES = (
+    "matplotlib", "numba", "numpy", "pandas", "pyarrow", "pymatgen", "scikit-learn", "scipy",
+    "spglib", "zarr",
+)  # fmt: skip
 """Packages whose versions can change a result."""
 
 

@@ -8,15 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
-from diffractory.models.random_forest import (
-    CRYSTAL_SYSTEMS,
-    LATTICE,
-    Descriptor,
-    HierarchicalForest,
-)
+from diffractory.models.random_forest import Descriptor, HierarchicalForest
 from diffractory.store import (
+    LATTICE,
     InputError,
     atomic_folder,
     generator,
@@ -45,13 +41,12 @@ def describe_patterns(
     patterns: Path, indices: NDArray[np.int64], descriptor: Descriptor
 ) -> NDArray[np.float32]:
     """Return the descriptors of the patterns with these ascending indices, block by block."""
-    edges = np.arange(0, (indices[-1] if len(indices) else -1) + 1, BLOCK)
+    stop = int(indices[-1]) + 1 if len(indices) else 0
     parts = [np.empty((0, descriptor.radial_bins * descriptor.angular_orders), dtype=np.float32)]
-    for start in track(edges, "Describing", len(edges), "blocks"):
+    for start in track(range(0, stop, BLOCK), "Describing", stop, "patterns", BLOCK):
         inside = indices[(indices >= start) & (indices < start + BLOCK)]
-        if len(inside):
-            block = read_patterns(patterns, start, start + BLOCK).select(inside - start)
-            parts.append(descriptor(block.offsets, block.qx, block.qy, block.intensity))
+        block = read_patterns(patterns, start, start + BLOCK).select(inside - start)
+        parts.append(descriptor(block.offsets, block.qx, block.qy, block.intensity))
     return np.concatenate(parts)
 
 
@@ -101,7 +96,7 @@ def train_random_forest(
         forest = HierarchicalForest.fit(
             descriptor,
             features=describe_patterns(patterns, train["pattern"].to_numpy(), descriptor),
-            crystal_system=train["crystal_system"].map(CRYSTAL_SYSTEMS.index).to_numpy(),
+            crystal_system=train["crystal_system"].to_numpy(dtype=str),
             space_group=train["space_group"].to_numpy(),
             lattice=train[list(LATTICE)].to_numpy(),
             n_estimators=settings["n_estimators"],
@@ -109,7 +104,7 @@ def train_random_forest(
             seed=int(generator(seed, "random_forest", 0).integers(2**31)),
             threads=threads,
         )
-        save_file(forest.tensors(), folder / "model.safetensors")
+        (folder / "model.safetensors").write_bytes(save(forest.tensors()))
         write_text(folder / "hparams.json", json.dumps(forest.hparams(), indent=2) + "\n")
         metrics = _validate(forest, patterns, structures)
         metrics.to_csv(folder / "metrics.csv", index=False, float_format="%.6f")
@@ -121,7 +116,7 @@ def _validate(forest: HierarchicalForest, patterns: Path, structures: Path) -> p
     truth = labels_of_split(patterns, structures, "validation")
     features = describe_patterns(patterns, truth["pattern"].to_numpy(), forest.descriptor)
     said = forest.predict(features)
-    system = np.array(CRYSTAL_SYSTEMS)[said.crystal_system.argmax(axis=1)]
+    system = np.array(forest.systems)[said.crystal_system.argmax(axis=1)]
     return pd.DataFrame(
         {
             "epoch": [0],

@@ -34,6 +34,7 @@ from pymatgen.core.periodic_table import Element
 from pymatgen.core.structure import Structure
 
 from diffractory.store import InputError
+from diffractory.structures.labels import LAST_SPACE_GROUP
 from diffractory.structures.sources.base import RetrievedStructure
 
 ION_TOLERANCE = 0.2
@@ -67,9 +68,6 @@ ANIONS = {"H": -1, "F": -1, "Cl": -1, "Br": -1, "I": -1, "O": -2, "S": -2, "Se":
           "N": -3, "P": -3, "As": -3, "Sb": -3}  # fmt: skip
 ANION_RADII = {"H": 1.28, "P": 1.84, "As": 1.90, "Sb": 2.07}
 """Crystal radii that Shannon lacks, angstrom: a/2 of NaH, LaP, LaAs, LaSb less the cation's."""
-CRYSTAL_SYSTEMS = ((2, "triclinic"), (15, "monoclinic"), (74, "orthorhombic"), (142, "tetragonal"),
-                   (167, "trigonal"), (194, "hexagonal"), (230, "cubic"))  # fmt: skip
-"""The last space group of each crystal system."""
 ALWAYS_IONIC = 3.0
 """Electronegativity (Pauling) above which an element is put in only where charges balance."""
 OXIDISING = 3.4
@@ -169,7 +167,7 @@ def retrieve(
     asked: Counter[str] = Counter()
     made: Counter[str] = Counter()
     # Handing out places one by one (Jefferson's method) takes none back when the count grows.
-    queue = [(1 / share, system) for system, share in sorted(shares.items())]
+    queue = [(1 / share, system) for system, share in shares.items()]
     heapq.heapify(queue)
     for _ in range(settings["count"]):
         _, system = queue[0]
@@ -200,7 +198,7 @@ def _stream(prototypes: list[Prototype]) -> Iterator[RetrievedStructure]:
         ranks.append((seen_groups[prototype.space_group], prototype.space_group, index))
         seen_groups[prototype.space_group] += 1
     ordered = [prototypes[index] for _, _, index in sorted(ranks)]
-    originals = (_material(p, p.species, 1.0) for p in ordered if not _volatile(p.species))
+    originals = (_material(prototype, prototype.species, 1.0) for prototype in ordered)
     rounds = zip_longest(*(_substitutions(prototype) for prototype in ordered))
     seen = set()
     for material in chain(originals, chain.from_iterable(rounds)):
@@ -245,7 +243,10 @@ def _candidates(prototype: Prototype) -> NDArray[np.int64]:
         allowed &= (table.electronegativity[species] < ALWAYS_IONIC).all(axis=1)
     species = species[allowed]
     distance = _distance(species, prototype.species).sum(axis=1)
-    return species[np.argsort(distance, kind="stable")]
+    species = species[np.argsort(distance, kind="stable")]
+    # The same elements may balance in several ways; their numbers on the scale are unique.
+    _, nearest = np.unique(table.mendeleev[species], axis=0, return_index=True)
+    return species[np.sort(nearest)]
 
 
 def _distance(species: NDArray[np.int64], original: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -313,7 +314,7 @@ def _material(
         _species().symbol[species][prototype.element_of_site].tolist(),
         prototype.structure.frac_coords,
     )
-    if _symmetry(structure)[0] != prototype.space_group:
+    if _space_group(structure) != prototype.space_group:
         return None
     formula = structure.composition.reduced_formula
     content = json.dumps(
@@ -324,14 +325,11 @@ def _material(
     )
 
 
-def _symmetry(structure: Structure) -> tuple[int, str]:
-    """Return space-group number and crystal system."""
-    cell = (
-        structure.lattice.matrix.tolist(), structure.frac_coords.tolist(), structure.atomic_numbers
-    )  # fmt: skip
+def _space_group(structure: Structure) -> int:
+    """Return the number of the space group, 0 where spglib finds none."""
+    cell: Any = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
     dataset = spglib.get_symmetry_dataset(cell, symprec=SYMPREC)
-    number = dataset.number if dataset else 1
-    return number, next(system for last, system in CRYSTAL_SYSTEMS if number <= last)
+    return 0 if dataset is None else dataset.number
 
 
 @cache
@@ -348,7 +346,7 @@ def _prototypes() -> tuple[Prototype, ...]:
 
 
 def _prototype(label: str, structure: Structure) -> Prototype | None:
-    """Return what substitutions need to know, or None for a cell with impossible contacts."""
+    """Return what substitutions need to know, or None if it is unsound, volatile or radioactive."""
     table = _species()
     symbols, element_of_site = np.unique([s.specie.symbol for s in structure], return_inverse=True)
     if not np.isin(symbols, table.symbol).all():
@@ -367,14 +365,14 @@ def _prototype(label: str, structure: Structure) -> Prototype | None:
     tightness = _tightness(contacts, species)
     best = np.abs(np.log(tightness)).argmin()
     slater = table.slater[species[best]]
-    distances = (contacts / (slater[:, None] + slater)).min()
-    too_long_or_short = not SHORTEST_DISTANCE < distances < LONGEST_CONTACT
-    if too_long_or_short or tightness[best] > 1 / SHORTEST_CONTACT:
+    shortest = (contacts / (slater[:, None] + slater)).min()
+    sound = 1 / tightness[best] > SHORTEST_CONTACT
+    sound &= SHORTEST_DISTANCE < shortest < LONGEST_CONTACT
+    if not sound or _volatile(species[best]):
         return None
-    space_group, system = _symmetry(structure)
-    return Prototype(
-        label, structure, space_group, system, element_of_site, contacts, species[best]
-    )
+    number = _space_group(structure)
+    system = next(name for name, last in LAST_SPACE_GROUP.items() if number <= last)
+    return Prototype(label, structure, number, system, element_of_site, contacts, species[best])
 
 
 @cache

@@ -1,0 +1,284 @@
+"""The report: all tables and figures, what stands in, and what ran, in one self-contained page."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os.path import relpath
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from diffractory.evaluation.tables import NOT_RUN, Grid, Table, grid, listed, read_table
+from diffractory.store import InputError, write_text
+
+STUDIES = {
+    "symmetry": (
+        "Crystal system and space group from Bragg spots",
+        "A. Nathani et al., npj Comput. Mater. (2026)",
+        "10.1038/s41524-025-01927-5",
+    ),
+    "ued": (
+        "Ultrafast diffraction of MoTe2 after a laser pulse",
+        "M. Shaaban et al., Machine learning for experimental design of ultrafast electron "
+        "diffraction, Sci. Rep. (2025)",
+        "",
+    ),
+    "structure_2d": (
+        "The two-dimensional crystal behind a pattern",
+        "R. Fu et al., Commun. Phys. 8, 221 (2025)",
+        "10.1038/s42005-025-02152-8",
+    ),
+    "generation": (
+        "New crystals near their ground state",
+        "T. Pakornchote et al., Sci. Rep. 14, 1275 (2024)",
+        "10.1038/s41598-024-51400-4",
+    ),
+}
+"""Title, citation and DOI of each study, in the order of the report."""
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table in the report."""
+
+    number: int
+    table: Table
+    grid: Grid
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ShownFigure:
+    """A figure in the report."""
+
+    number: int
+    title: str
+    caption: str
+    svg: Markup
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """The tables and figures of one study."""
+
+    name: str
+    title: str
+    citation: str
+    doi: str
+    tables: tuple[ShownTable, ...]
+    figures: tuple[ShownFigure, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one record says, ready to print."""
+
+    name: str
+    product: str
+    record: dict[str, Any]
+    details: dict[str, list[tuple[str, str]]]
+
+    @property
+    def commit(self) -> str:
+        """Short commit, with a plus sign if tracked files had been changed."""
+        commit = self.record["git_commit"]
+        return f"{commit[:10]}{'+' if self.record['git_dirty'] else ''}" if commit else "unknown"
+
+    @property
+    def kept(self) -> Any:
+        """Number of items that the stage accepted, or None."""
+        facts = self.record["facts"]
+        return facts.get("accepted", facts.get("patterns"))
+
+    @property
+    def rejected(self) -> tuple[int, list[tuple[str, int]]] | None:
+        """Number of items set aside, and the reasons with their counts, if the record has them."""
+        found = self.record["facts"].get("rejected")
+        if isinstance(found, dict):
+            return sum(found.values()), list(found.items())
+        return None if found is None else (int(found), [])
+
+
+def make_report(
+    output: Path, tables: Sequence[Path], figures: Sequence[Path], records: Sequence[Path]
+) -> None:
+    """Write the report.
+
+    Parameters
+    ----------
+    output
+        The HTML file to write. It needs no other file, no script and no network.
+    tables
+        CSV files ``.../{study}/table_{n}.csv``, each with its Markdown file beside it.
+    figures
+        SVG files ``.../{study}/figure_{n}.svg`` as ``style.write_figure`` makes them.
+    records
+        The ``run.json`` files of the stages, in the order to show them.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or not of this form.
+    """
+    names = list(dict.fromkeys([*STUDIES, *(path.parent.name for path in (*tables, *figures))]))
+    studies = [_study(name, tables, figures, output.parent) for name in names]
+    studies = [study for study in studies if study.tables or study.figures]
+    environment = Environment(
+        loader=PackageLoader("diffractory.evaluation", "data"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    stages = [_stage(path, output.parent) for path in records]
+    page = environment.get_template("report.html.jinja").render(
+        studies=studies,
+        stand_ins=_stand_ins(studies),
+        stages=stages,
+        software=_software(stages),
+        runs=_runs(studies),
+        not_run=NOT_RUN,
+        duration=_duration,
+    )
+    write_text(output, page)
+
+
+def _study(name: str, tables: Sequence[Path], figures: Sequence[Path], folder: Path) -> Study:
+    title, citation, doi = STUDIES.get(name, (name, "", ""))
+    shown_tables = [_shown_table(path, folder) for path in tables if path.parent.name == name]
+    shown_figures = [_shown_figure(path, folder) for path in figures if path.parent.name == name]
+    return Study(
+        name,
+        title,
+        citation,
+        doi,
+        tuple(sorted(shown_tables, key=lambda table: table.number)),
+        tuple(sorted(shown_figures, key=lambda figure: figure.number)),
+    )
+
+
+def _number(path: Path, kind: str) -> int:
+    found = re.fullmatch(rf"{kind}_(\d+)", path.stem)
+    if found is None:
+        raise InputError(f"{path} is not named {kind}_N with a number N: rename it")
+    return int(found[1])
+
+
+def _files(path: Path, folder: Path, *suffixes: str) -> tuple[str, ...]:
+    return tuple(Path(relpath(path.with_suffix(suffix), folder)).as_posix() for suffix in suffixes)
+
+
+def _shown_table(path: Path, folder: Path) -> ShownTable:
+    number, table = _number(path, "table"), read_table(path)
+    return ShownTable(number, table, grid(table.cells), _files(path, folder, ".csv", ".md"))
+
+
+def _shown_figure(path: Path, folder: Path) -> ShownFigure:
+    try:
+        root = ET.parse(path).getroot()
+    except (OSError, ET.ParseError) as error:
+        raise InputError(f"the figure {path} cannot be read ({error}): make it again") from error
+    title = root.findtext("{*}title", default="")
+    caption = root.findtext(".//{*}description", default="")
+    svg = _inline(root, f"{path.parent.name}-{path.stem}", title)
+    files = _files(path, folder, ".svg", ".png", ".csv")
+    return ShownFigure(_number(path, "figure"), title, caption, svg, files)
+
+
+def _inline(root: ET.Element, prefix: str, title: str) -> Markup:
+    """Return an SVG image as part of a page: no other file, and names that are its own."""
+    for parent in root.iter():
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in {"metadata", "title", "style"}:
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        for key, value in list(element.attrib.items()):
+            del element.attrib[key]
+            name = key.rpartition("}")[2]
+            if name == "id":
+                value = f"{prefix}-{value}"
+            elif name == "href" and value.startswith("#"):
+                value = f"#{prefix}-{value[1:]}"
+            element.attrib[name] = re.sub(r"url\(#", f"url(#{prefix}-", value)
+    # matplotlib sets these for every element of a page, which would reach beyond the image
+    style = "stroke-linejoin:round;stroke-linecap:butt"
+    root.attrib = {
+        "viewBox": root.attrib["viewBox"],
+        "role": "img",
+        "aria-label": title,
+        "style": style,
+    }
+    return Markup(ET.tostring(root, encoding="unicode"))
+
+
+def _stage(path: Path, folder: Path) -> Stage:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        details = {
+            "Configuration": _flat(record["config"]),
+            "Counts and facts": _flat(record["facts"]),
+            "Inputs (SHA-256)": _flat(record["inputs"]),
+        }
+        return Stage(record["stage"], _files(path, folder, path.suffix)[0], record, details)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is not a record of a stage ({error!r}): run it again") from error
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return nested settings as lines of dotted name and value."""
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            lines += _flat(item, f"{prefix}{key}.")
+        else:
+            lines.append((f"{prefix}{key}", str(item)))
+    return lines
+
+
+def _software(stages: Sequence[Stage]) -> list[tuple[str, str]]:
+    """Return the different sets of versions, each with the stages that ran with it."""
+    found: dict[str, list[str]] = {}
+    for stage in stages:
+        versions = ", ".join(f"{name} {v}" for name, v in stage.record["versions"].items())
+        found.setdefault(versions, []).append(stage.name)
+    return [(versions, listed(list(dict.fromkeys(names)))) for versions, names in found.items()]
+
+
+def _stand_ins(studies: Sequence[Study]) -> list[tuple[str, str]]:
+    """Return what stands in for a part that cannot be had, and in which tables."""
+    found: dict[str, list[str]] = {}
+    for study in studies:
+        for shown in study.tables:
+            for text in filter(None, dict.fromkeys(shown.table.cells["stand_in"])):
+                found.setdefault(f"{text}\0{study.title}", []).append(str(shown.number))
+    sentences = []
+    for key, numbers in found.items():
+        text, title = key.split("\0")
+        plural = "s" if len(numbers) > 1 else ""
+        sentences.append((text[:1].upper() + text[1:], f"{title}: Table{plural} {listed(numbers)}"))
+    return sentences
+
+
+def _runs(studies: Sequence[Study]) -> list[str]:
+    """Return the different runs that the tables come from: dataset, scale and seed."""
+    lines = [
+        f"dataset {dataset}, scale {scale}, seed {seed}"
+        for study in studies
+        for shown in study.tables
+        for dataset, scale, seed in shown.table.cells[["dataset", "scale", "seed"]].to_numpy()
+    ]
+    return list(dict.fromkeys(lines))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

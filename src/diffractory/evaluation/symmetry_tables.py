@@ -1,0 +1,318 @@
+"""Tables of the symmetry study, numbered as in Nathani et al. (2026)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from diffractory.evaluation.metrics import class_metrics, wilson_interval
+from diffractory.evaluation.published import NOT_GIVEN, published_column, text_differences
+from diffractory.evaluation.symmetry import (
+    MODELS,
+    PRINTED,
+    STUDY,
+    Outcome,
+    check_number,
+    read_dataset,
+    read_predictions,
+)
+from diffractory.evaluation.tables import NOT_RUN, Table, listed, provenance_note, write_table
+from diffractory.store import CRYSTAL_SYSTEMS, recorded
+
+TABLES: dict[int, tuple[str, ...]] = {
+    1: ("mvof_ml", "random_forest", "pe_ag_gmoe"),
+    2: ("pe_ag_gmoe",),
+    3: ("pe_ag_gmoe", "random_forest"),
+    4: ("pe_ag_gmoe", "random_forest"),
+    5: (),
+}
+"""Models whose predictions each table reads, in printed order. All tables read the dataset."""
+
+VOTES = (3, 4)
+"""Tables that read ``aggregate``."""
+
+CLASSES = {CRYSTAL_SYSTEMS[k].capitalize(): slice(k, k + 1) for k in PRINTED}
+"""The rows of the crystal systems, each with the class that it covers."""
+
+ALL_ITEMS, MEAN, MEAN_OF_SIX = "All test items", "Mean of systems", "Mean without triclinic"
+AVERAGES = {ALL_ITEMS: slice(None), MEAN: slice(None), MEAN_OF_SIX: slice(1, None)}
+"""The averages of an accuracy, each with the classes that it covers."""
+
+PUBLISHED_AVERAGE = {"PE-AG-GMoE": ALL_ITEMS, "RF": MEAN_OF_SIX, "MVOF-ML": ALL_ITEMS}
+"""Which of them the one published average of each model is; see ``_average_note``."""
+
+STAND_IN = {
+    "materials_project": "",
+    "prototypes": "prototype structures in place of the Materials Project",
+}
+"""What the source of the structures stands in for."""
+
+INTERVAL_NOTE = (
+    "Intervals: Wilson 95 %, with test items taken as independent. Patterns of one material are "
+    "not, so that the intervals of single patterns are too narrow."
+)
+
+
+def make_table(
+    number: int,
+    dataset: Path,
+    predictions: Mapping[str, Path],
+    context: Mapping[str, Any],
+    csv: Path,
+    markdown: Path,
+    run: Path,
+) -> None:
+    """Write one table of the paper with our numbers beside the published ones.
+
+    Parameters
+    ----------
+    number
+        A key of ``TABLES``.
+    dataset
+        ``dataset.parquet``: one row per material that has patterns.
+    predictions
+        Prediction files by model; a model without one is shown as "not run".
+    context
+        ``scale``, ``dataset``, ``source``, ``seed`` and, for the tables in ``VOTES``,
+        ``aggregate``: the number of patterns per material in the vote.
+    csv, markdown, run
+        What to write: the cells, the table to read, and the record.
+
+    Raises
+    ------
+    InputError
+        If an input is not of the form described, or the study has no such table.
+    """
+    check_number(number, TABLES, "table")
+    used = {model: predictions[model] for model in TABLES[number] if model in predictions}
+    inputs = [dataset, *used.values()]
+    with recorded(run, "tabulate_symmetry", {**context, "table": number}, inputs, context["seed"]):
+        materials = read_dataset(dataset)
+        match number:
+            case 1:
+                table = _table_1(materials, used)
+            case 2:
+                table = _table_2(materials, used)
+            case 5:
+                table = _table_5(materials)
+            case _:
+                table = _table_of_votes(number, materials, used, context)
+        write_table(_finished(number, table, used, context), csv, markdown)
+
+
+def _table_1(dataset: pd.DataFrame, used: Mapping[str, Path]) -> Table:
+    train, test = _items(dataset, "patterns")
+    cells = []
+    for model in TABLES[1]:
+        name = MODELS[model]
+        sizes = {"items": "patterns", "n_train": train.sum(), "n_test": test.sum()}
+        values = dict.fromkeys(("Training patterns", "Test patterns", *AVERAGES), (NOT_RUN, ""))
+        if model in used:
+            single = read_predictions(used[model], dataset, "crystal_system")
+            sizes["n_test"] = single.total.sum()
+            values = {"Training patterns": (sizes["n_train"], ""),
+                      "Test patterns": (sizes["n_test"], "")}  # fmt: skip
+            values |= {label: _average(single, label, "fraction") for label in AVERAGES}
+        for column, (value, interval) in values.items():
+            printed_as = "Test accuracy" if column == PUBLISHED_AVERAGE[name] else column
+            shown = "" if printed_as in AVERAGES else published_column(STUDY, 1, printed_as)[name]
+            unit = "fraction" if column in AVERAGES else "count"
+            cells.append({"row": name, "column": column, "unit": unit, "value": value,
+                          "interval": interval, "published": shown, **sizes})  # fmt: skip
+    caption = "Accuracy of the crystal system from single patterns, by method."
+    notes = (INTERVAL_NOTE, _average_note(3, ("",)))
+    return Table(pd.DataFrame(cells), caption, "Method", notes)
+
+
+def _table_2(dataset: pd.DataFrame, used: Mapping[str, Path]) -> Table:
+    columns: dict[str, Any] = dict(_counts(dataset, "test"))
+    scores = dict.fromkeys(("Precision", "Recall", "F1"), [NOT_RUN] * len(CRYSTAL_SYSTEMS))
+    if "pe_ag_gmoe" in used:
+        single = read_predictions(used["pe_ag_gmoe"], dataset, "crystal_system")
+        columns["Patterns"] = single.total
+        metrics = class_metrics(single.truth, single.predicted, len(CRYSTAL_SYSTEMS))
+        for name, fractions in zip(scores, metrics[:3], strict=True):
+            scores[name] = [_printed(fraction, "%") for fraction in fractions]
+    columns |= scores
+    train, _ = _items(dataset, "patterns")
+    cells = [
+        {"row": _title(k), "column": column, "unit": "%" if column in scores else "count",
+         "value": values[k], "interval": "",
+         "published": published_column(STUDY, 2, column)[_title(k)],
+         "items": "patterns", "n_train": train[k], "n_test": columns["Patterns"][k]}
+        for k in PRINTED for column, values in columns.items()
+    ]  # fmt: skip
+    caption = "Precision, recall and F1 of the crystal system by PE-AG-GMoE, single patterns."
+    return Table(pd.DataFrame(cells), caption, "Crystal system", ())
+
+
+def _table_of_votes(
+    number: int, dataset: pd.DataFrame, used: Mapping[str, Path], context: Mapping[str, Any]
+) -> Table:
+    """Make Table 3 (crystal systems) or 4 (space groups, by true crystal system)."""
+    target = {3: "crystal_system", 4: "space_group"}[number]
+    single = {model: read_predictions(path, dataset, target) for model, path in used.items()}
+    voted = {model: outcome.voted(context["aggregate"], context["seed"])
+             for model, outcome in single.items()}  # fmt: skip
+    cells: list[dict[str, Any]] = []
+    for model in TABLES[number]:
+        cells += _accuracy_column(number, MODELS[model], dataset, "patterns", single.get(model))
+    for model in TABLES[number]:
+        cells += _accuracy_column(number, MODELS[model], dataset, "materials", voted.get(model))
+    what = {3: "the crystal system", 4: "the space group, by true crystal system"}[number]
+    caption = f"Accuracy of {what}, from single patterns and from votes of several (Agg.)."
+    notes = (
+        INTERVAL_NOTE,
+        f"Agg.: majority vote of up to {context['aggregate']} patterns per material, drawn at "
+        "random; ties go to the higher mean probability.",
+        _average_note(number, ("", " (Agg.)")),
+        *([text_differences(STUDY, number)] if number == 4 else []),
+    )
+    return Table(pd.DataFrame(cells), caption, "Crystal system", notes)
+
+
+def _accuracy_column(
+    number: int, name: str, dataset: pd.DataFrame, items: str, outcome: Outcome | None
+) -> list[dict[str, Any]]:
+    train, test = _items(dataset, items)
+    column = f"{name} (Agg.)" if items == "materials" else name
+    shown = published_column(STUDY, number, column)
+    shown[PUBLISHED_AVERAGE[name]] = shown["Accuracy (avg.)"]
+    if outcome is not None:
+        test = outcome.total
+    cells = []
+    for label, chosen in (CLASSES | AVERAGES).items():
+        value, interval = NOT_RUN, ""
+        if outcome is not None and label in AVERAGES:
+            value, interval = _average(outcome, label, "%")
+        elif outcome is not None:
+            value, interval = _share(outcome.right[chosen].sum(), test[chosen].sum(), "%")
+        cells.append(
+            {"row": label, "column": column, "unit": "%", "value": value, "interval": interval,
+             "published": shown.get(label, ""), "items": items,
+             "n_train": train[chosen].sum(), "n_test": test[chosen].sum()}
+        )  # fmt: skip
+    return cells
+
+
+def _table_5(dataset: pd.DataFrame) -> Table:
+    counts = _counts(dataset, "train")
+    train, test = _items(dataset, "patterns")
+    cells = []
+    for label, chosen in (CLASSES | {"Total": slice(None)}).items():
+        values = {column: str(values[chosen].sum()) for column, values in counts.items()}
+        values["Percentage"] = f"{100 * train[chosen].sum() / max(train.sum(), 1):.2f}"
+        for column, value in values.items():
+            unit = "%" if column == "Percentage" else "count"
+            cells.append(
+                {"row": label, "column": column, "unit": unit, "value": value, "interval": "",
+                 "published": published_column(STUDY, 5, column)[label], "items": "patterns",
+                 "n_train": train[chosen].sum(), "n_test": test[chosen].sum()}
+            )  # fmt: skip
+    per_material = _published(5, "Patterns") / _published(5, "Materials")
+    notes = (
+        "Materials set apart for validation are in neither the training nor the test split.",
+        "The paper speaks of 100 zone-axis patterns per structure; its own counts come to "
+        f"{per_material.min():.1f} to {per_material.max():.1f} per material.",
+    )
+    caption = "The training split by crystal system."
+    return Table(pd.DataFrame(cells), caption, "Crystal system", notes)
+
+
+def _finished(
+    number: int, table: Table, used: Mapping[str, Path], context: Mapping[str, Any]
+) -> Table:
+    """Add to a table what the data are, and which models were not run."""
+    source = context["source"]
+    other = f"structures from {source} in place of the Materials Project"
+    cells = table.cells.assign(
+        study=STUDY,
+        table=number,
+        dataset=context["dataset"],
+        scale=context["scale"],
+        seed=context["seed"],
+        stand_in=STAND_IN.get(source, other),
+    )
+    notes = [*table.notes, provenance_note(cells)]
+    if absent := [MODELS[model] for model in TABLES[number] if model not in used]:
+        notes.append(f"Not run: {listed(absent)}.")
+    return Table(cells, table.caption, table.stub, tuple(notes))
+
+
+def _title(k: int) -> str:
+    return CRYSTAL_SYSTEMS[k].capitalize()
+
+
+def _items(dataset: pd.DataFrame, items: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the training and test patterns or materials by crystal system, each shape (7,)."""
+    name = items.capitalize()
+    return _counts(dataset, "train")[name], _counts(dataset, "test")[name]
+
+
+def _counts(dataset: pd.DataFrame, split: str) -> dict[str, NDArray[np.int64]]:
+    """Count patterns, materials and distinct space groups by crystal system, each shape (7,)."""
+    part = dataset[dataset["split"] == split]
+    system, n = part["system"].to_numpy(), len(CRYSTAL_SYSTEMS)
+    distinct = part.drop_duplicates(["system", "space_group"])["system"].to_numpy()
+    return {
+        "Patterns": np.bincount(system, part["n_patterns"], n).astype(np.int64),
+        "Materials": np.bincount(system, minlength=n),
+        "Space groups": np.bincount(distinct, minlength=n),
+    }
+
+
+def _average(outcome: Outcome, label: str, unit: str) -> tuple[str, str]:
+    """Return an average and its interval; systems without test items are left out of means."""
+    right, total = outcome.right, outcome.total
+    if label == ALL_ITEMS:
+        return _share(right.sum(), total.sum(), unit)
+    right, total = right[AVERAGES[label]], total[AVERAGES[label]]
+    present = total > 0
+    mean = np.mean(right[present] / total[present]) if present.any() else np.nan
+    return _printed(float(mean), unit), ""
+
+
+def _share(right: int, total: int, unit: str) -> tuple[str, str]:
+    if total == 0:
+        return NOT_GIVEN, ""
+    low, high = wilson_interval(right, total)
+    return _printed(right / total, unit), f"{_printed(low, unit)}\N{EN DASH}{_printed(high, unit)}"
+
+
+def _printed(fraction: float, unit: str) -> str:
+    """Return a fraction as the paper prints it: percent with one decimal, or three decimals."""
+    if np.isnan(fraction):
+        return NOT_GIVEN
+    return f"{100 * fraction:.1f}" if unit == "%" else f"{fraction:.3f}"
+
+
+def _published(table: int, column: str) -> NDArray[np.float64]:
+    """Return the printed class values of a column by crystal system, shape (7,); NaN if absent."""
+    values = published_column(STUDY, table, column)[
+        [_title(k) for k in range(len(CRYSTAL_SYSTEMS))]
+    ]
+    return pd.to_numeric(values, errors="coerce").to_numpy(np.float64)
+
+
+def _average_note(table: int, kinds: Sequence[str]) -> str:
+    """Return what the published averages are, computed from the published class values."""
+    parts = []
+    for kind in kinds:
+        names = (f"PE-AG-GMoE{kind}", f"RF{kind}")
+        said = [published_column(STUDY, table, name)["Accuracy (avg.)"] for name in names]
+        weights = _published(2, "Materials" if kind else "Patterns")
+        first, second = _published(table, names[0]), _published(table, names[1])[1:]
+        parts.append(
+            f"{said[0]} of {names[0]} is over all test items "
+            f"({np.average(first, weights=weights):.1f}; the mean of seven systems is "
+            f"{first.mean():.1f}), {said[1]} of {names[1]} is the mean of six systems without "
+            f"triclinic ({second.mean():.1f}; over their test items it is "
+            f"{np.average(second, weights=weights[1:]):.1f})"
+        )
+    return (
+        f"Published averages differ in kind, as the class values of Table {table} and the test "
+        f"items of Table 2 show: {'; '.join(parts)}. Each is shown in the place it belongs to."
+    )

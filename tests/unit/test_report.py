@@ -1,0 +1,217 @@
+"""The report is one page that needs nothing else, says everything, and believes no input."""
+
+import json
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from diffractory.evaluation.report import make_report
+from diffractory.evaluation.style import figure_style, write_figure
+from diffractory.evaluation.tables import Table, write_table
+from diffractory.store import InputError, recorded
+
+HOSTILE = '<script>alert("x")</script> & </table> "quoted"'
+VOID = {"meta", "br", "hr", "img", "input", "link", "source", "wbr", "col"}
+
+
+class Page(HTMLParser):
+    """Collect elements, check that they nest, and keep the text outside of style."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.elements, self.words = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        names = [name for name, _ in attributes]
+        assert len(names) == len(set(names))
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if not self.open or self.open[-1] != "style":
+            self.words.append(text)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def make_inputs(folder, study="symmetry", dataset="toy"):
+    """Write two tables, two figures and two records."""
+    tables, figures = [], []
+    for number, stand_in in ((10, "a toy in place of nature"), (2, "")):
+        cells = [
+            {"row": row, "column": column, "unit": unit, "value": value, "interval": interval,
+             "published": published, "n_train": 1200, "n_test": 345, "items": "patterns",
+             "study": study, "table": number, "dataset": dataset, "scale": "demo", "seed": 5,
+             "stand_in": stand_in}
+            for row, column, unit, value, interval, published in (
+                ("Cubic", "A | B", "%", "91.3", "90.1-92.2", "88.8"),
+                ("Cubic", "C", "%", "not run", "", "77.7"),
+                ("Other", "A | B", "%", f"{number}.5", "", ""),
+            )
+        ]  # fmt: skip
+        csv = folder / "tables" / study / f"table_{number}.csv"
+        notes = ("First note.", f"Dataset {dataset}.")
+        words = Table(pd.DataFrame(cells), f"Caption {number} of {dataset}.", "System", notes)
+        write_table(words, csv, csv.with_suffix(".md"))
+        tables.append(csv)
+        svg = folder / "figures" / study / f"figure_{number}.svg"
+        with figure_style():
+            figure = Figure(figsize=(3, 2))
+            ax = figure.add_subplot()
+            ax.plot([1, 2], [3, 4], marker="o")
+            ax.set_title(f"panel {number}")
+            caption = f"Figure of {dataset}."
+            write_figure(figure, f"Title {dataset}", caption, svg, svg.with_suffix(".png"))
+        figures.append(svg)
+    records = []
+    for stage, facts in (
+        ("clean", {"accepted": 1234, "rejected": {"duplicate": 40, dataset: 2}}),
+        ("train", {"rows": 9}),
+    ):
+        records.append(folder / f"{stage}.run.json")
+        with recorded(records[-1], stage, {"lattice": {"tolerance": 0.25}}, [], 5) as found:
+            found.update(facts)
+    return tables, figures, records
+
+
+def build(folder, *inputs):
+    output = folder / "report.html"
+    make_report(output, *inputs)
+    return output.read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    inputs = make_inputs(folder)
+    other = make_inputs(folder / "other", study="a_new_study")
+    return build(folder, inputs[0] + other[0], inputs[1] + other[1], inputs[2])
+
+
+def test_page_needs_nothing_else(report):
+    page = Page(report)
+    for tag, attributes in page.elements:
+        assert tag not in {"script", "link", "img", "iframe", "object", "embed", "base"}
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in {"src", "srcset", "data", "href", "action", "poster"}:
+                allowed = tag == "a" and value.startswith("https://doi.org/")
+                assert value.startswith("#") or allowed
+    assert not re.search(r"@import|url\((?!#)", report)
+    assert "http" not in report.replace("https://doi.org/", "")
+
+
+def test_names_are_unique_and_references_resolve(report):
+    page = Page(report)
+    names = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(names) == len(set(names))
+    for _, attributes in page.elements:
+        for name in ("href", "aria-labelledby"):
+            value = attributes.get(name, "")
+            if value.startswith("#") or (name == "aria-labelledby" and value):
+                assert value.lstrip("#") in names
+        for value in attributes.values():
+            assert all(target in names for target in re.findall(r"url\(#([^)]*)\)", value or ""))
+    assert page.all("use")  # the markers of the plots, so that there was something to resolve
+
+
+def test_page_is_accessible(report):
+    page = Page(report)
+    assert page.all("html") == [{"lang": "en"}]
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert all(attributes.get("scope") for attributes in page.all("th"))
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
+    assert len(page.all("svg")) == len(page.all("figcaption")) == 4
+    assert any(meta.get("name") == "viewport" for meta in page.all("meta"))
+    sizes = re.findall(r"font(?:-size)?:\s*(\d+)px", report.partition("</style>")[0])
+    assert sizes
+    assert min(int(size) for size in sizes) >= 16
+
+
+def test_page_says_everything(report):
+    text = Page(report).text
+    for words in ("91.3", "90.1-92.2", "88.8", "77.7", "not run", "1,200 / 345", "A | B (%)",
+                  "Caption 10 of toy.", "First note.", "Figure of toy.", "panel 10",
+                  "tables/symmetry/table_2.csv", "figures/symmetry/figure_10.png",
+                  "1,234", "duplicate: 40", "lattice.tolerance", "0.25", "numpy",
+                  "A toy in place of nature (Crystal system and space group from Bragg spots:",
+                  "Nathani", "doi:10.1038/s41524-025-01927-5", "dataset toy, scale demo, seed 5",
+                  "a_new_study"):  # fmt: skip
+        assert words in text, words
+    assert text.index("Caption 2 of") < text.index("Caption 10 of") < text.index("Figure of toy")
+
+
+def test_page_shows_time_memory_machine_and_commit(tmp_path):
+    tables, figures, records = make_inputs(tmp_path)
+    record = json.loads(records[0].read_text("utf-8"))
+    record |= {"seconds": 3725.0, "peak_memory_gib": 1.5, "git_commit": "abc" * 13 + "d"}
+    for dirty in (True, False):
+        records[0].write_text(json.dumps(record | {"git_dirty": dirty}), "utf-8")
+        text = Page(build(tmp_path, tables, figures, records)).text
+        assert "1 h 02 min 1.50 GiB" in text
+        assert f"{record['host']['machine']}, {record['host']['cores']} cores, cpu" in text
+        assert ("abcabcabca+" in text) is dirty
+        assert "abcabcabca" in text
+
+
+def test_hostile_text_stays_text(tmp_path):
+    page_text = build(tmp_path, *make_inputs(tmp_path, dataset=HOSTILE))
+    page = Page(page_text)
+    assert not page.all("script")
+    assert page.text.count('<script>alert("x")</script>') >= 5
+    assert f"{HOSTILE}: 2" in page.text
+    assert all(svg["aria-label"] == f"Title {HOSTILE}" for svg in page.all("svg"))
+
+
+def test_same_inputs_same_page(tmp_path):
+    inputs = make_inputs(tmp_path)
+    assert build(tmp_path, *inputs) == build(tmp_path, *inputs)
+
+
+def test_table_files_survive_reading_back(tmp_path):
+    tables, _, _ = make_inputs(tmp_path)
+    markdown = tables[0].with_suffix(".md").read_text("utf-8").splitlines()
+    assert markdown[0] == "**Table 10.** Caption 10 of toy."
+    assert (
+        markdown[2]
+        == r"| System | A \| B (%) | published | C (%) | published | train / test patterns |"
+    )
+    assert markdown[4] == "| Cubic | 91.3 (90.1-92.2) | 88.8 | not run | 77.7 | 1,200 / 345 |"
+    assert markdown[-2:] == ["- First note.", "- Dataset toy."]
+
+
+def test_bad_inputs_are_named(tmp_path):
+    tables, figures, records = make_inputs(tmp_path)
+    tables[0].with_suffix(".md").unlink()
+    with pytest.raises(InputError, match=r"table_10\.csv"):
+        build(tmp_path, tables, figures, records)
+    figures[1].write_text("<svg", "utf-8")
+    with pytest.raises(InputError, match=r"figure_2\.svg"):
+        build(tmp_path, tables[1:], figures, records)
+    records[1].write_text('{"stage": "train"}', "utf-8")
+    with pytest.raises(InputError, match=r"train\.run\.json"):
+        build(tmp_path, tables[1:], figures[:1], records)
+    with pytest.raises(InputError, match="table_N"):
+        build(tmp_path, [tables[1].rename(tables[1].with_name("tab.csv"))], [], [])

@@ -1,0 +1,390 @@
+"""Tables and figures of the symmetry study from synthetic predictions."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from diffractory.evaluation.published import published_column, published_values
+from diffractory.evaluation.symmetry import read_dataset, read_predictions
+from diffractory.evaluation.symmetry_figures import FIGURES, make_figure
+from diffractory.evaluation.symmetry_tables import TABLES, make_table
+from diffractory.store import CRYSTAL_SYSTEMS, InputError, generator
+
+CONTEXT = {
+    "scale": "demo",
+    "dataset": "toy",
+    "source": "prototypes",
+    "seed": 7,
+    "aggregate": 10,
+}
+SPACE_GROUPS = ((1, 2), (3, 15), (16, 74), (75, 142), (143, 167), (168, 194), (195, 230))
+PROBABILITIES = [f"probability_{system}" for system in CRYSTAL_SYSTEMS]
+DASH = "\N{EN DASH}"
+
+
+def synthetic(folder, n_materials=300):
+    """Write a dataset and predictions of two models of different skill; return their paths."""
+    rng = np.random.default_rng(3)
+    system = rng.integers(0, 7, n_materials)
+    dataset = pd.DataFrame(
+        {
+            "material_id": [f"toy-{k}" for k in rng.permutation(n_materials)],
+            "split": rng.choice(["train", "validation", "test"], n_materials, p=[0.3, 0.1, 0.6]),
+            "crystal_system": np.array(CRYSTAL_SYSTEMS)[system],
+            "space_group": [
+                rng.integers(SPACE_GROUPS[k][0], SPACE_GROUPS[k][1] + 1) for k in system
+            ],
+            "n_patterns": rng.integers(4, 30, n_materials),
+        }
+    )
+    dataset.to_parquet(folder / "dataset.parquet", index=False)
+    test = dataset[dataset["split"] == "test"]
+    rows = test.loc[test.index.repeat(test["n_patterns"])].reset_index(drop=True)
+    truth = rows["crystal_system"].map(CRYSTAL_SYSTEMS.index).to_numpy()
+    paths = {}
+    for model, skill in (("random_forest", 1.0), ("pe_ag_gmoe", 2.5)):
+        logits = rng.normal(size=(len(rows), 7)) + skill * np.eye(7)[truth]
+        probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        predicted = probability.argmax(axis=1)
+        space_group = np.array([rng.integers(*SPACE_GROUPS[k], endpoint=True) for k in predicted])
+        known = rng.random(len(rows)) < 0.6
+        table = rows[["material_id", "crystal_system", "space_group"]].assign(
+            pattern=rng.permutation(len(rows)),
+            predicted_crystal_system=np.array(CRYSTAL_SYSTEMS)[predicted],
+            predicted_space_group=np.where(known, rows["space_group"], space_group),
+            probability_space_group=rng.random(len(rows)),
+        )
+        table[PROBABILITIES] = probability
+        paths[model] = folder / f"{model}.parquet"
+        table.to_parquet(paths[model], index=False)
+    return folder / "dataset.parquet", paths
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return synthetic(tmp_path_factory.mktemp("predictions"))
+
+
+def table(number, data, folder, predictions=None, context=CONTEXT):
+    dataset, paths = data
+    predictions = paths if predictions is None else predictions
+    paths = [folder / f"table_{number}.{suffix}" for suffix in ("csv", "md", "run.json")]
+    make_table(number, dataset, predictions, context, *paths)
+    return pd.read_csv(paths[0], dtype=str, keep_default_na=False)
+
+
+def figure(number, data, folder, predictions=None):
+    dataset, paths = data
+    predictions = paths if predictions is None else predictions
+    suffixes = ("svg", "png", "csv", "run.json")
+    paths = [folder / f"figure_{number}.{suffix}" for suffix in suffixes]
+    make_figure(number, dataset, predictions, CONTEXT, *paths)
+    return pd.read_csv(paths[2])
+
+
+def cell(cells, row, column, what="value"):
+    found = cells[(cells["row"] == row) & (cells["column"] == column)]
+    assert len(found) == 1
+    return found[what].iloc[0]
+
+
+def votes_by_loop(path, target):
+    """Vote again, one material at a time, with plain pandas."""
+    predictions = pd.read_parquet(path).sort_values("pattern")
+    winners = {}
+    for material, group in predictions.groupby("material_id"):
+        n = len(group)
+        if n > CONTEXT["aggregate"]:
+            rng = generator(CONTEXT["seed"], "aggregate", material)
+            group = group.iloc[rng.choice(n, CONTEXT["aggregate"], replace=False, shuffle=False)]
+        counts = group[f"predicted_{target}"].value_counts()
+        leading = counts[counts == counts.max()].index
+        if target == "crystal_system":
+            score = {name: group[f"probability_{name}"].mean() for name in leading}
+        else:
+            score = group.groupby("predicted_space_group")["probability_space_group"].sum()
+        winner = max(leading, key=lambda name: score[name])
+        winners[material] = (group["crystal_system"].iloc[0], winner == group[target].iloc[0])
+    return pd.DataFrame(winners.values(), columns=["system", "right"])
+
+
+@pytest.mark.parametrize(("number", "target"), [(3, "crystal_system"), (4, "space_group")])
+def test_tables_3_and_4_equal_an_independent_computation(number, target, data, tmp_path):
+    cells = table(number, data, tmp_path)
+    for model, name in (("random_forest", "RF"), ("pe_ag_gmoe", "PE-AG-GMoE")):
+        predictions = pd.read_parquet(data[1][model])
+        single = pd.DataFrame(
+            {
+                "system": predictions["crystal_system"],
+                "right": predictions[f"predicted_{target}"] == predictions[target],
+            }
+        )
+        voted = votes_by_loop(data[1][model], target)
+        for column, items in ((name, single), (f"{name} (Agg.)", voted)):
+            by_system = items.groupby("system")["right"].mean()
+            for system in CRYSTAL_SYSTEMS:
+                expected = f"{100 * by_system[system]:.1f}"
+                assert cell(cells, system.capitalize(), column) == expected
+                n_test = cell(cells, system.capitalize(), column, "n_test")
+                assert int(n_test) == (items["system"] == system).sum()
+            without = by_system.drop("triclinic").mean()
+            assert cell(cells, "All test items", column) == f"{100 * items['right'].mean():.1f}"
+            assert cell(cells, "Mean of systems", column) == f"{100 * by_system.mean():.1f}"
+            assert cell(cells, "Mean without triclinic", column) == f"{100 * without:.1f}"
+    assert float(cell(cells, "All test items", "RF (Agg.)")) > float(
+        cell(cells, "All test items", "RF")
+    )
+
+
+def test_published_values_stand_beside_ours(data, tmp_path):
+    cells = table(3, data, tmp_path)
+    assert cell(cells, "Orthorhombic", "PE-AG-GMoE (Agg.)", "published") == "99.0"
+    assert cell(cells, "Triclinic", "RF", "published") == DASH
+    # Each published average stands in the row of its own kind, and only there.
+    assert cell(cells, "All test items", "PE-AG-GMoE", "published") == "89.2"
+    assert cell(cells, "Mean without triclinic", "RF (Agg.)", "published") == "85.5"
+    assert cell(cells, "All test items", "RF", "published") == ""
+    cells = table(4, data, tmp_path)
+    assert cell(cells, "Cubic", "PE-AG-GMoE", "published") == "86.1"
+    assert "86.0, not 86.1" in (tmp_path / "table_4.md").read_text("utf-8")
+    cells = table(1, data, tmp_path)
+    assert cell(cells, "MVOF-ML", "All test items", "published") == "0.55"
+    assert cell(cells, "RF", "Training patterns", "published") == "2765943"
+    assert published_column("symmetry", 6, "Value")["Number of encoder layers"] == "8"
+
+
+def test_published_averages_are_what_the_notes_say():
+    """The class values and counts of the paper give its averages only in this way."""
+    names = [system.capitalize() for system in CRYSTAL_SYSTEMS]
+    for number in (3, 4):
+        values = published_column("symmetry", number, "PE-AG-GMoE")
+        weights = published_column("symmetry", 2, "Patterns")[names].astype(int)
+        pooled = np.average(values[names].astype(float), weights=weights)
+        assert f"{pooled:.1f}" == values["Accuracy (avg.)"]
+    for number in (3, 4):
+        for column in ("RF", "RF (Agg.)"):
+            values = published_column("symmetry", number, column)
+            assert f"{values[names[1:]].astype(float).mean():.1f}" == values["Accuracy (avg.)"]
+
+
+def test_published_file_is_consistent_with_itself():
+    values = published_values()
+    assert not values.duplicated(["study", "table", "row", "column"]).any()
+    names = [system.capitalize() for system in CRYSTAL_SYSTEMS]
+    for number, total in ((5, 2765943), (2, 921888)):
+        assert published_column("symmetry", number, "Patterns")[names].astype(int).sum() == total
+    precision, recall, f1 = (
+        published_column("symmetry", 2, name)[names].astype(float)
+        for name in ("Precision", "Recall", "F1")
+    )
+    np.testing.assert_allclose(f1, 2 * precision * recall / (precision + recall), atol=0.1)
+
+
+def test_tables_1_and_2_agree_with_table_3(data, tmp_path):
+    first, second, third = (table(number, data, tmp_path) for number in (1, 2, 3))
+    for name in ("RF", "PE-AG-GMoE"):
+        for row in ("All test items", "Mean of systems", "Mean without triclinic"):
+            fraction = float(cell(first, name, row))
+            assert fraction == pytest.approx(float(cell(third, row, name)) / 100, abs=1.1e-3)
+    for system in CRYSTAL_SYSTEMS:
+        recall = cell(second, system.capitalize(), "Recall")
+        assert recall == cell(third, system.capitalize(), "PE-AG-GMoE")
+    assert set(cell(first, "RF", "All test items", "interval")) >= {"0", ".", DASH}
+
+
+def test_models_without_predictions_are_shown_as_not_run(data, tmp_path):
+    predictions = {"random_forest": data[1]["random_forest"]}
+    for number in (1, 2, 3, 4):
+        cells = table(number, data, tmp_path, predictions)
+        ours = cells["column"].str.startswith("RF") | (cells["row"] == "RF")
+        scored = cells["unit"] != "count"
+        assert (cells.loc[scored & ~ours, "value"] == "not run").all()
+        assert (cells.loc[scored & ~ours, "interval"] == "").all()
+        assert not (cells.loc[ours, "value"] == "not run").any()
+        assert "Not run: " in (tmp_path / f"table_{number}.md").read_text("utf-8")
+    cells = table(3, data, tmp_path, {})
+    assert set(cells["value"]) == {"not run"}
+    assert cell(cells, "Cubic", "RF", "published") == "92"
+    assert int(cell(cells, "All test items", "RF", "n_test")) > 0
+
+
+def test_rows_say_what_they_rest_on(data, tmp_path):
+    cells = table(3, data, tmp_path)
+    assert set(cells["stand_in"]) == {"prototype structures in place of the Materials Project"}
+    assert set(cells["dataset"] + cells["scale"] + cells["seed"]) == {"toydemo7"}
+    dataset = pd.read_parquet(data[0])
+    train = dataset[(dataset["split"] == "train") & (dataset["crystal_system"] == "cubic")]
+    assert int(cell(cells, "Cubic", "RF", "n_train")) == train["n_patterns"].sum()
+    assert int(cell(cells, "Cubic", "RF (Agg.)", "n_train")) == len(train)
+    cells = table(3, data, tmp_path, context=CONTEXT | {"source": "materials_project"})
+    assert set(cells["stand_in"]) == {""}
+    record = json.loads((tmp_path / "table_3.run.json").read_text("utf-8"))
+    assert len(record["inputs"]) == 3
+
+
+def test_test_items_are_those_that_were_predicted(data, tmp_path):
+    predictions = pd.read_parquet(data[1]["random_forest"])
+    part = predictions[predictions["pattern"] % 2 == 0]
+    part.to_parquet(tmp_path / "part.parquet", index=False)
+    inputs = {"random_forest": tmp_path / "part.parquet"}
+    cells = table(3, data, tmp_path, inputs)
+    assert cell(cells, "All test items", "RF", "n_test") == str(len(part))
+    assert cell(cells, "All test items", "PE-AG-GMoE", "n_test") == str(len(predictions))
+    assert cell(table(1, data, tmp_path, inputs), "RF", "Test patterns") == str(len(part))
+
+
+def test_table_5_counts_the_training_split(data, tmp_path):
+    context = {key: value for key, value in CONTEXT.items() if key != "aggregate"}
+    cells = table(5, data, tmp_path, {}, context)
+    train = pd.read_parquet(data[0]).query("split == 'train'")
+    trigonal = train[train["crystal_system"] == "trigonal"]
+    assert cell(cells, "Trigonal", "Patterns") == str(trigonal["n_patterns"].sum())
+    assert cell(cells, "Trigonal", "Materials") == str(len(trigonal))
+    assert cell(cells, "Trigonal", "Space groups") == str(trigonal["space_group"].nunique())
+    assert cell(cells, "Total", "Space groups") == str(train["space_group"].nunique())
+    share = 100 * trigonal["n_patterns"].sum() / train["n_patterns"].sum()
+    assert cell(cells, "Trigonal", "Percentage") == f"{share:.2f}"
+
+
+def test_outputs_are_the_same_bytes_whatever_the_order_of_rows(data, tmp_path):
+    dataset, paths = data
+    shuffled = tmp_path / "shuffled"
+    shuffled.mkdir()
+    for path in (dataset, *paths.values()):
+        pd.read_parquet(path).sample(frac=1, random_state=1).to_parquet(
+            shuffled / path.name, index=False
+        )
+    again = shuffled / "dataset.parquet", {model: shuffled / p.name for model, p in paths.items()}
+    for k, inputs in enumerate((data, data, again)):
+        folder = tmp_path / str(k)
+        for number in TABLES:
+            table(number, inputs, folder)
+        for number in FIGURES:
+            figure(number, inputs, folder)
+    names = [path.name for path in (tmp_path / "0").iterdir() if not path.match("*.run.json")]
+    assert len(names) == 2 * len(TABLES) + 3 * len(FIGURES)
+    for name in names:
+        first = (tmp_path / "0" / name).read_bytes()
+        assert first == (tmp_path / "1" / name).read_bytes(), name
+        assert first == (tmp_path / "2" / name).read_bytes(), name
+
+
+def test_confidence_of_votes_is_the_mean_probability(data):
+    dataset, paths = data
+    single = read_predictions(paths["pe_ag_gmoe"], read_dataset(dataset), "crystal_system")
+    voted = single.voted(10**6, seed=0)  # more than any material has, so that all are used
+    predictions = pd.read_parquet(paths["pe_ag_gmoe"])
+    means = predictions.groupby("material_id")[PROBABILITIES].mean()
+    expected = means.to_numpy()[np.arange(len(means)), voted.predicted]
+    assert list(single.names) == list(means.index)
+    np.testing.assert_allclose(voted.confidence, expected)
+    best = predictions[PROBABILITIES].max(axis=1)
+    np.testing.assert_allclose(np.sort(single.confidence), np.sort(best))
+
+
+def test_figure_1_holds_the_confusion_of_the_models_that_ran(data, tmp_path):
+    points = figure(1, data, tmp_path, {"pe_ag_gmoe": data[1]["pe_ag_gmoe"]})
+    assert set(points["model"]) == {"PE-AG-GMoE"}
+    predictions = pd.read_parquet(data[1]["pe_ag_gmoe"])
+    single = points[points["panel"] == "a"].set_index(["true", "predicted"])
+    expected = predictions.groupby(["crystal_system", "predicted_crystal_system"]).size()
+    for (true, predicted), count in expected.items():
+        assert single["count"][true.capitalize(), predicted.capitalize()] == count
+    assert single["count"].sum() == len(predictions)
+    for panel, n in (("b", predictions["material_id"].nunique()), ("c", len(predictions))):
+        assert points.loc[points["panel"] == panel, "count"].sum() == n
+    sums = points[points["panel"].isin(["a", "b"])].groupby(["panel", "true"])["percent"].sum()
+    np.testing.assert_allclose(sums, 100, atol=0.05)
+    svg = (tmp_path / "figure_1.svg").read_text("utf-8")
+    assert "Not run: RF and MVOF-ML." in svg
+    assert "Orthorhombic</text>" in svg  # text that can be read, not outlines
+    assert "<dc:date>" not in svg
+
+
+def test_figures_3_and_4_count_patterns(data, tmp_path):
+    shares = figure(3, data, tmp_path, {}).set_index("crystal_system")
+    train = pd.read_parquet(data[0]).query("split == 'train'")
+    counts = train.groupby("crystal_system")["n_patterns"].sum()
+    assert shares["patterns"]["Cubic"] == counts["cubic"]
+    assert shares["percent"]["Cubic"] == pytest.approx(
+        100 * counts["cubic"] / counts.sum(), abs=0.01
+    )
+    assert shares["published_percent"]["Orthorhombic"] == 25.24
+    bars = figure(4, data, tmp_path, {})
+    test = pd.read_parquet(data[0]).query("split == 'test'")
+    expected = test.groupby("space_group")["n_patterns"].sum()
+    assert bars.set_index("space_group")["patterns"].to_dict() == expected.to_dict()
+    for _, part in bars.groupby("crystal_system"):
+        assert part["patterns"].is_monotonic_decreasing
+    assert list(bars["crystal_system"].unique())[:2] == ["Cubic", "Hexagonal"]
+
+
+def test_figure_4_shows_every_space_group_at_full_size(tmp_path):
+    system = [
+        next(k for k, (_, last) in enumerate(SPACE_GROUPS) if g <= last) for g in range(1, 231)
+    ]
+    pd.DataFrame(
+        {
+            "material_id": [f"m{g}" for g in range(1, 231)],
+            "split": "test",
+            "crystal_system": np.array(CRYSTAL_SYSTEMS)[system],
+            "space_group": range(1, 231),
+            "n_patterns": range(1, 231),
+        }
+    ).to_parquet(tmp_path / "dataset.parquet", index=False)
+    figure(4, (tmp_path / "dataset.parquet", {}), tmp_path)
+    svg = (tmp_path / "figure_4.svg").read_text("utf-8")
+    assert all(f">{number}</text>" in svg for number in range(1, 231))
+
+
+def test_systems_without_test_items_are_left_out_of_the_means(data, tmp_path):
+    dataset = pd.read_parquet(data[0])
+    chosen = dataset[dataset["crystal_system"].isin(["cubic", "triclinic"])]
+    chosen.to_parquet(tmp_path / "dataset.parquet", index=False)
+    predictions = pd.read_parquet(data[1]["random_forest"])
+    predictions = predictions[predictions["material_id"].isin(chosen["material_id"])]
+    predictions.to_parquet(tmp_path / "random_forest.parquet", index=False)
+    inputs = tmp_path / "dataset.parquet", {"random_forest": tmp_path / "random_forest.parquet"}
+    cells = table(3, inputs, tmp_path)
+    cubic, triclinic = (float(cell(cells, row, "RF")) for row in ("Cubic", "Triclinic"))
+    assert cell(cells, "Hexagonal", "RF") == DASH
+    mean = float(cell(cells, "Mean of systems", "RF"))
+    assert mean == pytest.approx((cubic + triclinic) / 2, abs=0.11)
+    assert float(cell(cells, "Mean without triclinic", "RF")) == cubic
+    for number in FIGURES:
+        figure(number, inputs, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="probability_cubic"), "probability_cubic"),
+        (lambda t: t.assign(material_id="toy-unknown"), "not in the test split"),
+        (lambda t: t.assign(predicted_crystal_system="cubik"), "'cubik'"),
+        (lambda t: t.assign(probability_cubic=np.nan), "rows without probability_cubic"),
+        (lambda t: t.iloc[:0], "holds no predictions"),
+    ],
+)
+def test_bad_predictions_are_named(change, message, data, tmp_path):
+    path = tmp_path / "bad.parquet"
+    change(pd.read_parquet(data[1]["random_forest"])).to_parquet(path, index=False)
+    with pytest.raises(InputError, match=message):
+        table(3, data, tmp_path, {"random_forest": path})
+    assert not (tmp_path / "table_3.csv").exists()
+
+
+def test_other_bad_inputs_are_named(data, tmp_path):
+    path = tmp_path / "bad.parquet"
+    predictions = pd.read_parquet(data[1]["random_forest"])
+    predictions.assign(predicted_space_group=231).to_parquet(path, index=False)
+    with pytest.raises(InputError, match="space group 231"):
+        table(4, data, tmp_path, {"random_forest": path})
+    path.write_bytes(b"not Parquet")
+    with pytest.raises(InputError, match=r"bad\.parquet"):
+        table(5, (path, {}), tmp_path)
+    with pytest.raises(InputError, match=r"no table 6 .* 1, 2, 3, 4 and 5"):
+        table(6, data, tmp_path)
+    with pytest.raises(InputError, match="no model ran"):
+        figure(1, data, tmp_path, {})

@@ -1,0 +1,200 @@
+"""One whole run at the ci scale: its products, what a rerun does, and what a kill leaves behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import copy_project
+
+from diffractory.store import read_patterns
+
+CI = ("--configfile", "config/ci.yaml")
+TABLES = [1, 2, 3, 4, 5]
+FIGURES = [1, 3, 4]
+OF_THE_MODEL = {
+    "train_random_forest": 1,
+    "evaluate_random_forest": 1,
+    "tabulate_symmetry": 3,
+    "plot_symmetry": 1,
+    "report": 1,
+    "all": 1,
+}
+
+
+def edit(project, change):
+    """Change one key of the ci config in place."""
+    path = project.folder / "config/ci.yaml"
+    config = yaml.safe_load(path.read_text())
+    section, keys = config, change[0].split(".")
+    for key in keys[:-1]:
+        section = section.setdefault(key, {})
+    section[keys[-1]] = change[1]
+    path.write_text(yaml.safe_dump(config))
+
+
+def products(folder):
+    """Return the bytes of everything that must be equal in two runs."""
+    results = folder / "results"
+    kinds = ("tables/**/*.csv", "tables/**/*.md", "figures/**/*.svg", "figures/**/*.csv")
+    files = [
+        *(f for kind in kinds for f in results.glob(kind)),
+        *results.glob("evaluation/**/*.parquet"),
+    ]
+    files.append(results / "models/symmetry/random_forest/model.safetensors")
+    return {str(f.relative_to(results)): f.read_bytes() for f in files}
+
+
+def test_every_table_and_figure_is_there(finished):
+    results = finished.folder / "results"
+    for n in TABLES:
+        assert len(pd.read_csv(results / f"tables/symmetry/table_{n}.csv")) > 0
+        assert (results / f"tables/symmetry/table_{n}.md").stat().st_size > 100
+    for n in FIGURES:
+        for suffix in ("svg", "png", "csv"):
+            assert (results / f"figures/symmetry/figure_{n}.{suffix}").stat().st_size > 100
+
+
+def test_report_holds_the_tables_and_names_what_did_not_run(finished):
+    page = (finished.folder / "results/report.html").read_text()
+    assert page.count("<svg") >= len(FIGURES)
+    assert "not run" in page
+    table = pd.read_csv(finished.folder / "results/tables/symmetry/table_1.csv", dtype=str)
+    for value in table.fillna("").to_numpy().ravel():
+        assert value in page
+
+
+def test_every_structure_is_accounted_for(finished):
+    folder = finished.folder / "results/structures/prototypes"
+    retrieved, accepted, rejected = (
+        pd.read_parquet(folder / f"{name}.parquet")
+        for name in ("retrieved", "structures", "rejected")
+    )
+    assert sorted([*accepted.material_id, *rejected.material_id]) == sorted(retrieved.material_id)
+
+
+def test_predictions_are_of_test_materials_alone(finished):
+    results = finished.folder / "results"
+    materials = pd.read_parquet(results / "structures/prototypes/structures.parquet")
+    patterns = read_patterns(results / "patterns/prototypes/bloch")
+    predictions = pd.read_parquet(results / "evaluation/symmetry/random_forest.parquet")
+    test = set(materials.material_id[materials.split == "test"])
+    assert set(predictions.material_id) == test
+    assert len(predictions) == sum(m in test for m in patterns.material_id)
+    assert (patterns.material_id[predictions.pattern] == predictions.material_id).all()
+    probabilities = predictions.filter(regex="^probability_(?!space_group)")
+    assert probabilities.shape[1] == 7
+    assert (probabilities.sum(axis=1) - 1).abs().max() < 1e-6
+
+
+def test_intensities_are_fractions_of_the_incident_beam(finished):
+    patterns = read_patterns(finished.folder / "results/patterns/prototypes/bloch")
+    sums = pd.Series(patterns.intensity).groupby(patterns.pattern_of_spot).sum()
+    assert sums.max() <= 1.001
+    assert sums.min() > 0.8  # the rest is in spots below min_intensity
+
+
+def test_every_stage_left_its_record(finished):
+    records = [json.loads(p.read_text()) for p in (finished.folder / "results").rglob("*run.json")]
+    stages = {record["stage"] for record in records}
+    assert {
+        "retrieve_structures",
+        "clean_structures",
+        "collect_patterns",
+        "train_random_forest",
+    } <= stages
+    assert all(record["peak_memory_gib"] < 4 for record in records)
+
+
+def test_nothing_to_do_after_a_full_run(finished):
+    assert finished.planned(*CI) == {}
+
+
+def test_editing_the_forest_reruns_that_model_alone(rerun):
+    edit(rerun, ("symmetry.random_forest.n_estimators", 21))
+    assert rerun.planned(*CI) == OF_THE_MODEL
+
+
+def test_editing_thicknesses_reruns_simulation_and_what_follows(rerun):
+    edit(rerun, ("simulate.thicknesses", [100.0, 200.0]))
+    assert rerun.planned(*CI) == OF_THE_MODEL | {
+        "simulate_patterns": 2,
+        "collect_patterns": 1,
+        "summarize_dataset": 1,
+        "tabulate_symmetry": 5,
+        "plot_symmetry": 3,
+    }
+
+
+def test_editing_the_vote_redoes_tables_and_figures_only(rerun):
+    edit(rerun, ("symmetry.aggregate", 5))
+    expected = {"tabulate_symmetry": 2, "plot_symmetry": 1, "report": 1, "all": 1}
+    assert rerun.planned(*CI) == expected
+
+
+def test_editing_the_cleaning_keeps_what_was_retrieved(rerun):
+    edit(rerun, ("structures.max_sites", 60))
+    planned = rerun.planned(*CI)
+    assert "retrieve_structures" not in planned
+    assert planned["clean_structures"] == 1
+
+
+@pytest.mark.parametrize("key", [("split.by", "prototype"), ("structures.symprec", 0.02)])
+def test_every_later_stage_follows_the_structures(rerun, key):
+    edit(rerun, key)
+    planned = rerun.planned(*CI)
+    assert set(planned) >= {"clean_structures", "simulate_patterns", *OF_THE_MODEL}
+
+
+def test_second_run_with_other_shards_and_cores_gives_equal_bytes(finished, tmp_path):
+    """Same config, same result: whatever the shards and threads that share the work."""
+    project = copy_project(tmp_path)
+    edit(project, ("simulate.shards", 3))
+    result = project.snakemake(*CI, cores=1)
+    assert result.returncode == 0, result.stdout + result.stderr
+    expected, found = products(finished.folder), products(tmp_path)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if expected[name] != found[name]] == []
+
+
+def test_killed_run_is_finished_by_the_next(finished, tmp_path):
+    """Kill Snakemake and its jobs in the simulation: the next run ends with the same bytes."""
+    project = copy_project(tmp_path)
+    store = project.folder / "results/patterns"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "snakemake", "--cores", "2", *CI],
+        cwd=project.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 240
+    while not list(store.glob("*/bloch.shards/*.zarr")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (store / "prototypes/bloch").exists()
+    unlocked = project.snakemake("--unlock", *CI)
+    assert unlocked.returncode == 0, unlocked.stderr
+    planned = project.planned(*CI)
+    assert "clean_structures" not in planned
+    result = project.snakemake(*CI)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert products(tmp_path) == products(finished.folder)
+
+
+def test_failed_job_shows_one_sentence_and_its_log(rerun):
+    """A run that would go on with nothing left stops, and says why."""
+    edit(rerun, ("structures.max_sites", 1))
+    result = rerun.snakemake(*CI)
+    output = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert re.search(r"Error: .*too_many_sites", output)
+    assert "Traceback" not in output
