@@ -21,6 +21,7 @@ MODELS = {"pe_ag_gmoe": "PE-AG-GMoE", "random_forest": "RF", "mvof_ml": "MVOF-ML
 PRINTED = tuple(reversed(range(len(CRYSTAL_SYSTEMS))))
 """Crystal systems in the order of the paper, which is the opposite of ours."""
 
+N_SYSTEMS = len(CRYSTAL_SYSTEMS)
 N_SPACE_GROUPS = 230
 
 
@@ -46,14 +47,12 @@ class Outcome:
     @property
     def right(self) -> NDArray[np.int64]:
         """Number of right predictions by true crystal system, shape (7,)."""
-        return np.bincount(
-            self.system[self.truth == self.predicted], minlength=len(CRYSTAL_SYSTEMS)
-        )
+        return np.bincount(self.system[self.truth == self.predicted], minlength=N_SYSTEMS)
 
     @property
     def total(self) -> NDArray[np.int64]:
         """Number of items by true crystal system, shape (7,)."""
-        return np.bincount(self.system, minlength=len(CRYSTAL_SYSTEMS))
+        return np.bincount(self.system, minlength=N_SYSTEMS)
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Patterns(Outcome):
             self.predicted[drawn],
             self.probability[drawn],
             len(self.names),
-            N_SPACE_GROUPS + 1 if self.probability.ndim == 1 else len(CRYSTAL_SYSTEMS),
+            N_SPACE_GROUPS + 1 if self.probability.ndim == 1 else N_SYSTEMS,
         )
         first = np.searchsorted(self.material, np.arange(len(self.names)))
         return Outcome(self.system[first], self.truth[first], winner, confidence)
@@ -173,14 +172,11 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
 
 
 def _systems(path: Path, names: "pd.Series[str]") -> NDArray[np.int64]:
-    codes = np.asarray(
-        pd.Categorical(names, categories=list(CRYSTAL_SYSTEMS)).codes, dtype=np.int64
-    )
+    known = list(CRYSTAL_SYSTEMS)
+    codes = np.asarray(pd.Categorical(names, categories=known).codes, dtype=np.int64)
     if (codes < 0).any():
         bad = names[codes < 0].iloc[0]
-        raise InputError(
-            f"{path} has the crystal system {bad!r}; there are {listed(CRYSTAL_SYSTEMS)}"
-        )
+        raise InputError(f"{path} has the crystal system {bad!r}; there are {listed(known)}")
     return codes
 
 

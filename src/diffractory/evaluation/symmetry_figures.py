@@ -22,6 +22,7 @@ from diffractory.evaluation.style import (
 )
 from diffractory.evaluation.symmetry import (
     MODELS,
+    N_SYSTEMS,
     PRINTED,
     STUDY,
     Outcome,
@@ -150,7 +151,7 @@ def _figure_1(
 
 
 def _draw_confusion(ax: Axes, outcome: Outcome) -> pd.DataFrame:
-    counts = confusion_matrix(outcome.truth, outcome.predicted, len(CRYSTAL_SYSTEMS))
+    counts = confusion_matrix(outcome.truth, outcome.predicted, N_SYSTEMS)
     counts = counts[np.ix_(PRINTED, PRINTED)]
     percent = 100 * row_normalized(counts)
     centres = np.arange(len(NAMES))
@@ -195,9 +196,7 @@ def _draw_confidence(ax: Axes, outcome: Outcome) -> pd.DataFrame:
 
 def _figure_3(dataset: pd.DataFrame) -> Drawing:
     training = dataset[dataset["split"] == "train"]
-    patterns = np.bincount(training["system"], training["n_patterns"], len(CRYSTAL_SYSTEMS))[
-        list(PRINTED)
-    ]
+    patterns = np.bincount(training["system"], training["n_patterns"], N_SYSTEMS)[list(PRINTED)]
     percent = 100 * patterns / max(patterns.sum(), 1)
     published = published_column(STUDY, 5, "Percentage")[NAMES].astype(float).to_numpy()
     figure = Figure(figsize=(WIDTH, 2.75))

@@ -12,6 +12,7 @@ from diffractory.evaluation.metrics import class_metrics, wilson_interval
 from diffractory.evaluation.published import NOT_GIVEN, published_column, text_differences
 from diffractory.evaluation.symmetry import (
     MODELS,
+    N_SYSTEMS,
     PRINTED,
     STUDY,
     Outcome,
@@ -129,11 +130,11 @@ def _table_1(dataset: pd.DataFrame, used: Mapping[str, Path]) -> Table:
 
 def _table_2(dataset: pd.DataFrame, used: Mapping[str, Path]) -> Table:
     columns: dict[str, Any] = dict(_counts(dataset, "test"))
-    scores = dict.fromkeys(("Precision", "Recall", "F1"), [NOT_RUN] * len(CRYSTAL_SYSTEMS))
+    scores = dict.fromkeys(("Precision", "Recall", "F1"), [NOT_RUN] * N_SYSTEMS)
     if "pe_ag_gmoe" in used:
         single = read_predictions(used["pe_ag_gmoe"], dataset, "crystal_system")
         columns["Patterns"] = single.total
-        metrics = class_metrics(single.truth, single.predicted, len(CRYSTAL_SYSTEMS))
+        metrics = class_metrics(single.truth, single.predicted, N_SYSTEMS)
         for name, fractions in zip(scores, metrics[:3], strict=True):
             scores[name] = [_printed(fraction, "%") for fraction in fractions]
     columns |= scores
@@ -255,7 +256,7 @@ def _items(dataset: pd.DataFrame, items: str) -> tuple[NDArray[np.int64], NDArra
 def _counts(dataset: pd.DataFrame, split: str) -> dict[str, NDArray[np.int64]]:
     """Count patterns, materials and distinct space groups by crystal system, each shape (7,)."""
     part = dataset[dataset["split"] == split]
-    system, n = part["system"].to_numpy(), len(CRYSTAL_SYSTEMS)
+    system, n = part["system"].to_numpy(), N_SYSTEMS
     distinct = part.drop_duplicates(["system", "space_group"])["system"].to_numpy()
     return {
         "Patterns": np.bincount(system, part["n_patterns"], n).astype(np.int64),
@@ -291,9 +292,7 @@ def _printed(fraction: float, unit: str) -> str:
 
 def _published(table: int, column: str) -> NDArray[np.float64]:
     """Return the printed class values of a column by crystal system, shape (7,); NaN if absent."""
-    values = published_column(STUDY, table, column)[
-        [_title(k) for k in range(len(CRYSTAL_SYSTEMS))]
-    ]
+    values = published_column(STUDY, table, column)[[_title(k) for k in range(N_SYSTEMS)]]
     return pd.to_numeric(values, errors="coerce").to_numpy(np.float64)
 
 
