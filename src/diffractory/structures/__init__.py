@@ -1,0 +1,1 @@
+"""Crystal structures: retrieval, cleaning, symmetry labels, duplicates and splits."""

@@ -1,0 +1,74 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffractory.structures.splits import assign_splits
+
+BY_MATERIAL = {"by": "material", "test": 0.25, "validation": 0.1}
+BY_PROTOTYPE = {**BY_MATERIAL, "by": "prototype"}
+
+materials = st.lists(
+    st.tuples(st.integers(0, 12).map("m{}".format), st.integers(0, 6).map("A_cP{}_221_1".format)),
+    max_size=40,
+)
+
+
+def sides(rows, split, seed=1):
+    return assign_splits([group for group, _ in rows], [label for _, label in rows], split, seed)
+
+
+@given(rows=materials, by=st.sampled_from([BY_MATERIAL, BY_PROTOTYPE]), seed=st.integers(0, 5))
+def test_no_group_is_on_two_sides(rows, by, seed):
+    side = sides(rows, by, seed)
+    assert len(side) == len(rows)
+    kinds = [0] if by is BY_MATERIAL else [0, 1]
+    for kind in kinds:
+        seen = {(row[kind], s) for row, s in zip(rows, side, strict=True)}
+        assert len(seen) == len({row[kind] for row in rows})
+
+
+@given(rows=materials, more=materials)
+def test_new_groups_move_none(rows, more):
+    more = [(f"z{group}", f"z{label}") for group, label in more]
+    for split in (BY_MATERIAL, BY_PROTOTYPE):
+        assert sides(more + rows, split)[len(more) :] == sides(rows, split)
+
+
+@given(rows=materials, data=st.data())
+def test_order_is_immaterial(rows, data):
+    order = data.draw(st.permutations(range(len(rows))))
+    for split in (BY_MATERIAL, BY_PROTOTYPE):
+        side = sides(rows, split)
+        assert sides([rows[i] for i in order], split) == [side[i] for i in order]
+
+
+def test_duplicates_tie_prototypes_together():
+    rows = [("m1", "p1"), ("m1", "p2"), ("m2", "p2"), ("m3", "p3"), ("m3", "p1")]
+    for seed in range(20):
+        assert len(set(sides(rows, BY_PROTOTYPE, seed))) == 1
+
+
+@pytest.mark.parametrize(
+    ("test", "validation", "expected"),
+    [
+        (0.25, 0.1, {"test": 0.25, "validation": 0.075, "train": 0.675}),
+        (0.0, 0.5, {"test": 0.0, "validation": 0.5, "train": 0.5}),
+        (1.0, 0.5, {"test": 1.0, "validation": 0.0, "train": 0.0}),
+        (0.0, 0.0, {"test": 0.0, "validation": 0.0, "train": 1.0}),
+    ],
+)
+def test_fractions(test, validation, expected):
+    n = 4000
+    split = {"by": "material", "test": test, "validation": validation}
+    counts = Counter(sides([(f"m{i}", "p") for i in range(n)], split))
+    for name, fraction in expected.items():
+        # Four standard deviations of a binomial distribution.
+        margin = 4 * (fraction * (1 - fraction) * n) ** 0.5
+        assert counts[name] == pytest.approx(fraction * n, abs=margin)
+
+
+def test_seed_matters():
+    rows = [(f"m{i}", "p") for i in range(200)]
+    assert sides(rows, BY_MATERIAL, 1) != sides(rows, BY_MATERIAL, 2)
