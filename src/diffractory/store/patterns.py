@@ -89,41 +89,69 @@ class Patterns:
         return Patterns(offsets=np.concatenate([*offsets, starts[-1:]]), **values)
 
 
-def _create(group: zarr.Group, name: str, length: int, dtype: Any, item: tuple[int, ...]) -> Any:
-    chunk = max(1, min(CHUNK, length))
-    shard = chunk * max(1, min(CHUNKS_PER_SHARD, -(-length // chunk)))
-    return group.create_array(
-        name, shape=(length, *item), dtype=dtype, chunks=(chunk, *item), shards=(shard, *item)
-    )
+class _Column:
+    """One array of the store, written in whole files: to change part of one means to redo it."""
+
+    def __init__(
+        self, group: zarr.Group, name: str, length: int, dtype: Any, item: tuple[int, ...]
+    ) -> None:
+        chunk = max(1, min(CHUNK, length))
+        self.shard = chunk * max(1, min(CHUNKS_PER_SHARD, -(-length // chunk)))
+        self.array: Any = group.create_array(
+            name,
+            shape=(length, *item),
+            dtype=dtype,
+            chunks=(chunk, *item),
+            shards=(self.shard, *item),
+        )
+        self.pending: list[NDArray[Any]] = []
+        self.written = 0
+
+    def append(self, values: NDArray[Any]) -> None:
+        self.pending.append(values)
+        held = sum(map(len, self.pending))
+        if held >= self.shard:
+            self.write(held // self.shard * self.shard)
+
+    def write(self, count: int) -> None:
+        """Write the first rows of what is pending."""
+        values = np.concatenate(self.pending)
+        if count:
+            self.array[self.written : self.written + count] = values[:count]
+        self.written += count
+        self.pending = [values[count:]]
+
+    def close(self) -> None:
+        self.write(sum(map(len, self.pending)))
 
 
 def write_patterns(path: Path, parts: Sequence[Path | Patterns]) -> tuple[int, int]:
     """Write patterns, given in memory or as stores, as one store; return (patterns, spots).
 
-    The result is the same however the patterns are divided into parts, and only one part is in
-    memory at a time.
+    The result is the same however the patterns are divided into parts, and no more than one part
+    and one file of each array are in memory at a time.
     """
     sizes = [_size(part) for part in parts]
     n_patterns, n_spots = (sum(column) for column in zip(*sizes, strict=True))
     with atomic_folder(path) as partial:
         group = zarr.open_group(partial, mode="w", zarr_format=3)
-        pattern = spot = 0
-        for part, (patterns, spots) in zip(parts, sizes, strict=True):
+        columns: dict[str, _Column] = {}
+        spots_before = 0
+        for part in parts:
             data = read_patterns(part) if isinstance(part, Path) else part
             for field in fields(Patterns):
                 name, values = field.name, getattr(data, field.name)
-                per_spot = name in PER_SPOT
-                if name not in group:
-                    length = n_spots if per_spot else n_patterns + (name == "offsets")
+                if name == "offsets":
+                    # The end of each part is the start of the next.
+                    values = values[int(name in columns) :] + spots_before
+                if name not in columns:
+                    length = n_spots if name in PER_SPOT else n_patterns + (name == "offsets")
                     dtype = str if name == "material_id" else values.dtype
-                    _create(group, name, length, dtype, values.shape[1:])
-                start = spot if per_spot else pattern
-                array: Any = group[name]
-                if len(values):
-                    array[start : start + len(values)] = (
-                        values + spot if name == "offsets" else values
-                    )
-            pattern, spot = pattern + patterns, spot + spots
+                    columns[name] = _Column(group, name, length, dtype, values.shape[1:])
+                columns[name].append(values)
+            spots_before += int(data.offsets[-1])
+        for column in columns.values():
+            column.close()
     return n_patterns, n_spots
 
 

@@ -227,7 +227,7 @@ def _label_all(
     labelled = pool.map(
         partial(label_structure, settings), new["format"], new["content"], chunksize=CHUNK
     )
-    outcomes = track(labelled, "Cleaning", len(new), "structures")
+    outcomes = iter(list(track(labelled, "Cleaning", len(new), "structures")))
     detail = "an earlier structure has the same material_id"
     return [Rejected("duplicate_id", detail) if again else next(outcomes) for again in repeated]
 

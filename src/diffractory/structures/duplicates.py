@@ -12,7 +12,7 @@ accepts when it is asked for every pair.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from itertools import islice
 
@@ -60,39 +60,35 @@ def duplicate_groups(
     """
     order = sorted(range(len(material_ids)), key=material_ids.__getitem__)
     groups: dict[bytes, list[int]] = defaultdict(list)
-    for index in order:
-        groups[cells[index].numbers.tobytes()].append(index)
-    roots = list(range(len(material_ids)))
-
-    def root(index: int) -> int:
-        while roots[index] != index:
-            roots[index] = index = roots[roots[index]]
-        return index
-
+    for rank, index in enumerate(order):
+        groups[cells[index].numbers.tobytes()].append(rank)
+    cells = [cells[index] for index in order]
+    found = np.arange(len(order))  # the group of each structure so far: the first of its members
     pairs = (
         pair
         for group in track(groups.values(), "Finding duplicates", len(groups), "groups")
-        for pair in _candidates(group, cells, tolerances, root)
-        if root(pair[0]) != root(pair[1])
+        for pair in _candidates(group, cells, tolerances, found)
+        if found[pair[0]] != found[pair[1]]
     )
     running: set[Future[list[Pair]]] = set()
     while (batch := list(islice(pairs, BATCH))) or running:
         if batch:
-            involved = {index: cells[index] for pair in batch for index in pair}
+            involved = {rank: cells[rank] for pair in batch for rank in pair}
             running.add(executor.submit(_matches, involved, batch, tolerances))
         if not batch or len(running) > 2 * workers:
             done, running = wait(running, return_when=FIRST_COMPLETED)
-            for first, second in (pair for future in done for pair in future.result()):
-                low, high = sorted((root(first), root(second)), key=material_ids.__getitem__)
-                roots[high] = low
-    return [material_ids[root(index)] for index in range(len(material_ids))]
+            for pair in (pair for future in done for pair in future.result()):
+                low, high = sorted(found[list(pair)])
+                found[found == high] = low
+    groups_in_order = dict(zip(order, found.tolist(), strict=True))
+    return [material_ids[order[groups_in_order[index]]] for index in range(len(order))]
 
 
 def _candidates(
     group: Sequence[int],
     cells: Sequence[Cell],
     tolerances: Mapping[str, float],
-    root: Callable[[int], int],
+    found: NDArray[np.int64],
 ) -> Iterator[Pair]:
     """Yield pairs of the group, each in its order, that are worth asking the matcher for."""
     if len(group) == 1:
@@ -113,7 +109,7 @@ def _candidates(
     longest = np.linalg.norm(lattices, axis=2).max(axis=1) * limits[0]
     for row in range(len(group) - 1):
         rest = slice(row + 1, None)
-        wanted = np.array([root(index) != root(group[row]) for index in group[rest]])
+        wanted = found[group[rest]] != found[group[row]]
         vectors, norms = _lattice_vectors(lattices[row], longest[rest].max())
         sites = positions[row] @ lattices[row]
         similar = _similar_crystals(

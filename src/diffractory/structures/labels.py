@@ -184,6 +184,7 @@ def prototype(
     return f"{formula}_{pearson}_{space_group}_{'_'.join(orbit_names)}"
 
 
+@lru_cache
 def laue_rotations(hall_number: int) -> NDArray[np.int8]:
     """Return the rotations of the Laue class, shape (M, 3, 3), in lexicographic order.
 
