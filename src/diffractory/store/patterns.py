@@ -77,6 +77,22 @@ class Patterns:
         return Patterns(offsets=offsets, **values)
 
     @staticmethod
+    def empty() -> "Patterns":
+        """Return no patterns."""
+        return Patterns(
+            offsets=np.zeros(1, dtype=np.int64),
+            qx=np.empty(0, dtype=np.float32),
+            qy=np.empty(0, dtype=np.float32),
+            intensity=np.empty(0, dtype=np.float32),
+            hkl=np.empty((0, 3), dtype=np.int16),
+            material_id=np.empty(0, dtype=object),
+            zone_axis=np.empty((0, 3), dtype=np.int16),
+            orientation=np.empty((0, 3, 3), dtype=np.float64),
+            thickness=np.empty(0, dtype=np.float32),
+            energy=np.empty(0, dtype=np.float32),
+        )
+
+    @staticmethod
     def concatenate(parts: Sequence["Patterns"]) -> "Patterns":
         """Return the patterns of all parts, in order."""
         starts = np.cumsum([0] + [part.offsets[-1] for part in parts])
@@ -131,6 +147,7 @@ def write_patterns(path: Path, parts: Sequence[Path | Patterns]) -> tuple[int, i
     The result is the same however the patterns are divided into parts, and no more than one part
     and one file of each array are in memory at a time.
     """
+    parts = parts or [Patterns.empty()]
     sizes = [_size(part) for part in parts]
     n_patterns, n_spots = (sum(column) for column in zip(*sizes, strict=True))
     with atomic_folder(path) as partial:
