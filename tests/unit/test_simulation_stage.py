@@ -71,6 +71,7 @@ def simulate(structures, folder, shards=1, fraction=0.5, threads=2, **changes):
         [folder / f"{shard}.json" for shard in range(shards)],
         folder / "store",
         folder / "rejected.parquet",
+        folder / "simulation.json",
         folder / "run.json",
         settings,
         fraction,
@@ -86,6 +87,10 @@ def test_store_is_the_same_bytes_for_any_number_of_shards_and_threads(structures
     one = simulate(structures, tmp_path / "one", threads=1)
     more = simulate(structures, tmp_path / "more", shards=shards)
     assert sha256(one) == sha256(more)
+    records = [json.loads((tmp_path / f"more/{i}.json").read_text()) for i in range(shards)]
+    whole = json.loads((tmp_path / "more/simulation.json").read_text())
+    assert whole["seconds"] == pytest.approx(sum(record["seconds"] for record in records))
+    assert whole["facts"] == {"shards": shards, "accepted": 25, "rejected": {}}
 
 
 def test_every_pattern_says_what_it_is_of(structures, tmp_path):
@@ -166,8 +171,9 @@ def test_too_many_beams_are_rejected_by_name_and_counted(structures, tmp_path):
         for name, axis in zip(rejected["material_id"], rejected["zone_axis"], strict=True)
     }
     assert kept.isdisjoint(refused)
-    facts = json.loads((tmp_path / "few/run.json").read_text())["facts"]
-    assert facts["rejected"] == {"too_many_beams": len(rejected)}
+    facts = json.loads((tmp_path / "few/simulation.json").read_text())["facts"]
+    reasons = {"too_many_beams": len(rejected)}
+    assert facts == {"shards": 1, "accepted": len(few), "rejected": reasons}
 
 
 def test_a_run_with_too_few_patterns_left_stops(structures, tmp_path):

@@ -16,6 +16,7 @@ CONTEXT = {
     "scale": "demo",
     "dataset": "toy",
     "source": "prototypes",
+    "split_by": "material",
     "seed": 7,
     "aggregate": 10,
 }
@@ -212,7 +213,10 @@ def test_models_without_predictions_are_shown_as_not_run(data, tmp_path):
 
 def test_rows_say_what_they_rest_on(data, tmp_path):
     cells = table(3, data, tmp_path)
-    assert set(cells["stand_in"]) == {"prototype structures in place of the Materials Project"}
+    assert set(cells["stand_in"]) == {
+        "substituted prototypes, the same types in training and test, in place of the Materials "
+        "Project"
+    }
     assert set(cells["dataset"] + cells["scale"] + cells["seed"]) == {"toydemo7"}
     dataset = pd.read_parquet(data[0])
     train = dataset[(dataset["split"] == "train") & (dataset["crystal_system"] == "cubic")]
@@ -220,6 +224,9 @@ def test_rows_say_what_they_rest_on(data, tmp_path):
     assert int(cell(cells, "Cubic", "RF (Agg.)", "n_train")) == len(train)
     cells = table(3, data, tmp_path, context=CONTEXT | {"source": "materials_project"})
     assert set(cells["stand_in"]) == {""}
+    harder = table(3, data, tmp_path, context=CONTEXT | {"split_by": "prototype"})
+    assert "other types in the test" in harder["stand_in"].iloc[0]
+    table(3, data, tmp_path, context=CONTEXT | {"source": "materials_project"})
     record = json.loads((tmp_path / "table_3.run.json").read_text("utf-8"))
     assert len(record["inputs"]) == 3
 

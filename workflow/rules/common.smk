@@ -67,7 +67,12 @@ def predictions_of(study, models):
 
 def table_context(reads_votes):
     """Return what a table says about its run, and the size of the vote where it needs it."""
-    context = {"scale": config["scale"], "dataset": DATASET, "source": SOURCE}
+    context = {
+        "scale": config["scale"],
+        "dataset": DATASET,
+        "source": SOURCE,
+        "split_by": config["split"]["by"],
+    }
     if reads_votes:
         context["aggregate"] = config["symmetry"]["aggregate"]
     return context

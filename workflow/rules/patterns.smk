@@ -36,6 +36,7 @@ rule collect_patterns:
     output:
         store=directory("results/patterns/{dataset}/{engine}"),
         rejected="results/patterns/{dataset}/{engine}.rejected.parquet",
+        simulation="results/patterns/{dataset}/{engine}.simulation.run.json",
         run="results/patterns/{dataset}/{engine}.run.json",
     log:
         "logs/collect_patterns/{dataset}.{engine}.log",

@@ -5,13 +5,14 @@ rule report:
         records=[
             f"results/structures/{DATASET}/retrieved.run.json",
             f"results/structures/{DATASET}/run.json",
+            f"{PATTERNS}.simulation.run.json",
             f"{PATTERNS}.run.json",
             "results/evaluation/symmetry/dataset.run.json",
-            *expand(
-                "results/evaluation/symmetry/{model}.run.json", model=SYMMETRY_MODELS
-            ),
         ],
         models=expand("results/models/symmetry/{model}", model=SYMMETRY_MODELS),
+        evaluations=expand(
+            "results/evaluation/symmetry/{model}.run.json", model=SYMMETRY_MODELS
+        ),
     output:
         report="results/report.html",
     log:

@@ -12,6 +12,7 @@ with stage(snakemake.log[0]):
         runs=[Path(path) for path in snakemake.input.runs],
         store=Path(snakemake.output.store),
         all_rejected=Path(snakemake.output.rejected),
+        simulation=Path(snakemake.output.simulation),
         run=Path(snakemake.output.run),
         settings=snakemake.params.settings,
         max_rejected_fraction=snakemake.params.max_rejected_fraction,

@@ -13,5 +13,6 @@ with stage(snakemake.log[0]):
         records=[
             *(Path(path) for path in snakemake.input.records),
             *(Path(path, "run.json") for path in snakemake.input.models),
+            *(Path(path) for path in snakemake.input.evaluations),
         ],
     )

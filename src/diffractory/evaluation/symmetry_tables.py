@@ -45,12 +45,6 @@ AVERAGES = {ALL_ITEMS: slice(None), MEAN: slice(None), MEAN_OF_SIX: slice(1, Non
 PUBLISHED_AVERAGE = {"PE-AG-GMoE": ALL_ITEMS, "RF": MEAN_OF_SIX, "MVOF-ML": ALL_ITEMS}
 """Which of them the one published average of each model is; see ``_average_note``."""
 
-STAND_IN = {
-    "materials_project": "",
-    "prototypes": "prototype structures in place of the Materials Project",
-}
-"""What the source of the structures stands in for."""
-
 INTERVAL_NOTE = (
     "Intervals: Wilson 95 %, with test items taken as independent. Patterns of one material are "
     "not, so that the intervals of single patterns are too narrow."
@@ -77,7 +71,7 @@ def make_table(
     predictions
         Prediction files by model; a model without one is shown as "not run".
     context
-        ``scale``, ``dataset``, ``source``, ``seed`` and, for the tables in ``VOTES``,
+        ``scale``, ``dataset``, ``source``, ``split_by``, ``seed`` and, for the tables in ``VOTES``,
         ``aggregate``: the number of patterns per material in the vote.
     csv, markdown, run
         What to write: the cells, the table to read, and the record.
@@ -227,20 +221,29 @@ def _finished(
     number: int, table: Table, used: Mapping[str, Path], context: Mapping[str, Any]
 ) -> Table:
     """Add to a table what the data are, and which models were not run."""
-    source = context["source"]
-    other = f"structures from {source} in place of the Materials Project"
     cells = table.cells.assign(
         study=STUDY,
         table=number,
         dataset=context["dataset"],
         scale=context["scale"],
         seed=context["seed"],
-        stand_in=STAND_IN.get(source, other),
+        stand_in=_stand_in(context),
     )
     notes = [*table.notes, provenance_note(cells)]
     if absent := [MODELS[model] for model in TABLES[number] if model not in used]:
         notes.append(f"Not run: {listed(absent)}.")
     return Table(cells, table.caption, table.stub, tuple(notes))
+
+
+def _stand_in(context: Mapping[str, Any]) -> str:
+    """Return what the structures stand in for, and how near the test is to the training."""
+    if context["source"] == "materials_project":
+        return ""
+    if context["source"] != "prototypes":
+        return f"structures from {context['source']} in place of the Materials Project"
+    shared = context["split_by"] == "material"
+    types = "the same types in training and test" if shared else "other types in the test"
+    return f"substituted prototypes, {types}, in place of the Materials Project"
 
 
 def _title(k: int) -> str:

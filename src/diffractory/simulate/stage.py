@@ -1,6 +1,7 @@
 """The stages behind the rules `simulate_patterns` and `collect_patterns`."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from diffractory.store import (
     track,
     write_parquet,
     write_patterns,
+    write_text,
 )
 
 ENGINES = {"bloch": bloch_intensities, "kinematic": kinematic_intensities}
@@ -146,8 +148,8 @@ def simulate_patterns(
             made, bad = simulate_material(row, settings, seed)
             patterns += made
             refused += bad
-        facts["patterns"], facts["spots"] = write_patterns(store, patterns)
-        facts["rejected"] = len(refused)
+        facts["accepted"], _ = write_patterns(store, patterns)
+        facts["rejected"] = dict(Counter(reason for *_, reason, _ in refused))
         write_parquet(rejected, pd.DataFrame(refused, columns=REJECTED_COLUMNS))
 
 
@@ -157,6 +159,7 @@ def collect_patterns(
     runs: Sequence[Path],
     store: Path,
     all_rejected: Path,
+    simulation: Path,
     run: Path,
     settings: Mapping[str, Any],
     max_rejected_fraction: float,
@@ -164,7 +167,17 @@ def collect_patterns(
 ) -> None:
     """Join the shards into one store, the same whatever their number.
 
-    The shards' own records end with them; their time and memory go into the record of the whole.
+    Parameters
+    ----------
+    stores, rejected, runs
+        What `simulate_patterns` wrote for each shard, in order.
+    store, all_rejected, simulation, run
+        The whole store, the table of rejected patterns, the record of the simulation as a whole
+        (summed over the shards) and the record of this stage, to write.
+    settings
+        Configuration section ``simulate``.
+    max_rejected_fraction
+        Largest fraction of the orientations that may be rejected.
 
     Raises
     ------
@@ -184,8 +197,24 @@ def collect_patterns(
                 "simulate.g_max or simulate.max_excitation_error"
             )
         write_parquet(all_rejected, refused)
+        write_text(simulation, json.dumps(_whole_record(runs), indent=2) + "\n")
         facts["patterns"], facts["spots"] = n_patterns, n_spots
-        facts["rejected"] = {str(k): int(v) for k, v in refused["reason"].value_counts().items()}
-        records = [json.loads(path.read_text(encoding="utf-8")) for path in runs]
-        facts["simulation_seconds"] = round(sum(record["seconds"] for record in records), 3)
-        facts["simulation_peak_memory_gib"] = max(record["peak_memory_gib"] for record in records)
+
+
+def _whole_record(runs: Sequence[Path]) -> dict[str, Any]:
+    """Return one record for all shards: what they have in common, and their sums."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in runs]
+    rejected: Counter[str] = Counter()
+    for record in records:
+        rejected.update(record["facts"]["rejected"])
+    return records[0] | {
+        "start": min(record["start"] for record in records),
+        "end": max(record["end"] for record in records),
+        "seconds": round(sum(record["seconds"] for record in records), 3),
+        "peak_memory_gib": max(record["peak_memory_gib"] for record in records),
+        "facts": {
+            "shards": len(records),
+            "accepted": sum(record["facts"]["accepted"] for record in records),
+            "rejected": dict(rejected),
+        },
+    }
