@@ -17,12 +17,12 @@ from diffractory.simulate.crystal import Crystal
 from diffractory.simulate.kinematic import kinematic_intensities
 from diffractory.simulate.orientations import random_rotations, rotations_along
 from diffractory.simulate.scattering import (
-    MAX_ATOMIC_NUMBER,
     lorentz_factor,
     potential_coefficients,
     scattering_factor,
     wavelength,
 )
+from diffractory.store import MAX_ATOMIC_NUMBER
 
 G_MAX, S_MAX = 1.5, 0.05
 

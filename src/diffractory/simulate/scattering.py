@@ -17,9 +17,6 @@ SPEED_OF_LIGHT = 299792458.0
 REST_ENERGY = ELECTRON_MASS * SPEED_OF_LIGHT**2 / ELEMENTARY_CHARGE
 """Rest energy of the electron, eV."""
 
-MAX_ATOMIC_NUMBER = 103
-"""Heaviest element with tabulated scattering factors."""
-
 
 def wavelength(energy: float) -> float:
     """Return the relativistic electron wavelength in angstrom at a kinetic energy in eV."""

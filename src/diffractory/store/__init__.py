@@ -1,7 +1,7 @@
 """What stages hand over (tables, pattern store, provenance) and the small tools of every stage."""
 
 from diffractory.errors import InputError
-from diffractory.store.columns import CRYSTAL_SYSTEMS, LATTICE
+from diffractory.store.columns import CRYSTAL_SYSTEMS, LATTICE, MAX_ATOMIC_NUMBER
 from diffractory.store.files import atomic_file, atomic_folder, write_parquet, write_text
 from diffractory.store.patterns import (
     Patterns,
@@ -16,6 +16,7 @@ from diffractory.store.seeding import generator
 __all__ = [
     "CRYSTAL_SYSTEMS",
     "LATTICE",
+    "MAX_ATOMIC_NUMBER",
     "InputError",
     "Patterns",
     "atomic_file",

@@ -13,3 +13,6 @@ CRYSTAL_SYSTEMS = (
 
 LATTICE = ("a", "b", "c", "alpha", "beta", "gamma")
 """Lattice constants of the conventional cell, angstrom and degree."""
+
+MAX_ATOMIC_NUMBER = 103
+"""Heaviest element with electron scattering factors (Lobato and Van Dyck, 2014): lawrencium."""

@@ -16,8 +16,7 @@ from pymatgen.core.periodic_table import DummySpecies, Element
 from pymatgen.core.structure import Structure
 from pymatgen.io.cif import CifParser
 
-LARGEST_Z = 103
-"""Lawrencium: the last element with electron scattering factors, Lobato & Van Dyck (2014)."""
+from diffractory.store import MAX_ATOMIC_NUMBER
 
 Reason = Literal[
     "unparsable",
@@ -172,7 +171,10 @@ def _from_pymatgen(structure: Structure) -> Cell:
     for site in structure:
         species = site.species
         amounts = list(species.values())
-        if any(isinstance(element, DummySpecies) or element.Z > LARGEST_Z for element in species):
+        if any(
+            isinstance(element, DummySpecies) or element.Z > MAX_ATOMIC_NUMBER
+            for element in species
+        ):
             raise Rejected("unsupported_element", f"no scattering factors of {species.formula}")
         if sum(amounts) > 1.5 and all(amount == round(amount) for amount in amounts):
             raise Rejected("atoms_too_close", f"{species.formula} share one site")
@@ -194,7 +196,7 @@ def _read_ase(content: bytes, extension: str) -> Cell:
     atoms = images[0]
     if atoms.cell.rank < 3:
         raise Rejected("unparsable", "the file holds no cell of three lattice vectors")
-    unknown = [z for z in atoms.numbers if not 1 <= z <= LARGEST_Z]
+    unknown = [z for z in atoms.numbers if not 1 <= z <= MAX_ATOMIC_NUMBER]
     if unknown:
         raise Rejected(
             "unsupported_element", f"no scattering factors of atomic number {unknown[0]}"
