@@ -56,9 +56,7 @@ def stage(texts: list[str], processes: int) -> float:
         table.to_parquet(folder / "retrieved.parquet")
         outputs = [folder / file for file in ("s.parquet", "r.parquet", "run.json")]
         start = time.perf_counter()
-        clean_structures(
-            folder / "retrieved.parquet", *outputs, SETTINGS, CONFIG["split"], 1.0, 0, processes
-        )
+        clean_structures(folder / "retrieved.parquet", *outputs, SETTINGS, 1.0, 0, processes)
         return time.perf_counter() - start
 
 

@@ -20,11 +20,10 @@ SETTINGS = {
     "min_distance": 0.7,
     "duplicates": {"ltol": 0.2, "stol": 0.3, "angle_tol": 5.0},
 }
-SPLIT = {"by": "material", "test": 0.25, "validation": 0.1}
 
 COLUMNS = (
     "material_id source formula n_sites a b c alpha beta gamma volume space_group crystal_system "
-    "point_group prototype dimensionality split structure duplicate_group laue_rotations symprec"
+    "point_group prototype dimensionality structure duplicate_group laue_rotations symprec"
 ).split()
 
 
@@ -284,10 +283,10 @@ def write_retrieved(path, contents):
     return table
 
 
-def clean(folder, retrieved, processes=1, limit=1.0, split=SPLIT):
+def clean(folder, retrieved, processes=1, limit=1.0):
     folder.mkdir(exist_ok=True)
-    out = [folder / name for name in ("structures.parquet", "rejected.parquet", "run.json")]
-    clean_structures(retrieved, *out, SETTINGS, split, limit, 7, processes)
+    out = [folder / name for name in ("cleaned.parquet", "rejected.parquet", "run.json")]
+    clean_structures(retrieved, *out, SETTINGS, limit, 7, processes)
     return out
 
 
@@ -320,7 +319,6 @@ def test_accepted_and_rejected_are_the_retrieved(mixed):
     assert sum(facts["rejected"].values()) == len(bad)
     assert facts["rejected"]["duplicate_id"] == 2
     assert facts["duplicate_groups"] == 1
-    assert facts["split"] == {good["split"][0]: len(good)}
 
 
 def test_columns(mixed):
@@ -340,12 +338,10 @@ def test_bytes_do_not_depend_on_the_number_of_processes(mixed):
         assert first.read_bytes() == second.read_bytes()
 
 
-def test_nothing_rejected_and_prototype_split(tmp_path):
+def test_nothing_rejected(tmp_path):
     table = write_retrieved(tmp_path / "r.parquet", {"b": GOOD, "a": RUTILE.to(fmt="cif")})
-    split = {**SPLIT, "by": "prototype", "test": 1.0}
-    structures, rejected, _ = clean(tmp_path / "out", tmp_path / "r.parquet", 1, 0.0, split)
+    structures, rejected, _ = clean(tmp_path / "out", tmp_path / "r.parquet", 1, 0.0)
     assert list(pd.read_parquet(structures)["material_id"]) == list(table["material_id"])
-    assert set(pd.read_parquet(structures)["split"]) == {"test"}
     assert list(pd.read_parquet(rejected).columns) == ["material_id", "reason", "detail"]
     assert len(pd.read_parquet(rejected)) == 0
 

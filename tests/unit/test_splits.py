@@ -1,10 +1,12 @@
+import json
 from collections import Counter
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffractory.structures.splits import assign_splits
+from diffractory.structures.splits import assign_splits, split_structures
 
 BY_MATERIAL = {"by": "material", "test": 0.25, "validation": 0.1}
 BY_PROTOTYPE = {**BY_MATERIAL, "by": "prototype"}
@@ -72,3 +74,19 @@ def test_fractions(test, validation, expected):
 def test_seed_matters():
     rows = [(f"m{i}", "p") for i in range(200)]
     assert sides(rows, BY_MATERIAL, 1) != sides(rows, BY_MATERIAL, 2)
+
+
+def test_stage_adds_the_column_and_keeps_the_rest(tmp_path):
+    cleaned, structures, run = (tmp_path / name for name in ("c.parquet", "s.parquet", "run.json"))
+    ids = [f"m{i}" for i in range(50)]
+    table = pd.DataFrame(
+        {"material_id": ids, "duplicate_group": ids, "prototype": "p", "structure": "{}"}
+    )
+    table.to_parquet(cleaned, index=False)
+    split_structures(cleaned, structures, run, BY_MATERIAL, 1)
+    result = pd.read_parquet(structures)
+    pd.testing.assert_frame_equal(result.drop(columns="split"), table)
+    assert list(result["split"]) == assign_splits(ids, ["p"] * 50, BY_MATERIAL, 1)
+    counts = json.loads(run.read_text())["facts"]["materials"]
+    assert counts == Counter(result["split"])
+    assert set(counts) == {"train", "validation", "test"}

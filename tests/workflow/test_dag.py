@@ -10,6 +10,7 @@ SCALES = ["ci", "desk", "bench", "paper"]
 REPORT_RULES = {
     "retrieve_structures": 1,
     "clean_structures": 1,
+    "split_structures": 1,
     "collect_patterns": 1,
     "summarize_dataset": 1,
     "train_random_forest": 1,

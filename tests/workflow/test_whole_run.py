@@ -9,7 +9,6 @@ import sys
 import time
 
 import pandas as pd
-import pytest
 import yaml
 from conftest import copy_project
 
@@ -140,17 +139,17 @@ def test_editing_the_vote_redoes_tables_and_figures_only(rerun):
     assert rerun.planned(*CI) == expected
 
 
-def test_editing_the_cleaning_keeps_what_was_retrieved(rerun):
-    edit(rerun, ("structures.max_sites", 60))
+def test_another_split_simulates_nothing_again(rerun):
+    edit(rerun, ("split.test", 0.3))
+    expected = {"split_structures": 1, "summarize_dataset": 1}
+    expected |= {"tabulate_symmetry": 5, "plot_symmetry": 3}
+    assert rerun.planned(*CI) == OF_THE_MODEL | expected
+
+
+def test_everything_follows_the_labels(rerun):
+    edit(rerun, ("structures.symprec", 0.02))
     planned = rerun.planned(*CI)
     assert "retrieve_structures" not in planned
-    assert planned["clean_structures"] == 1
-
-
-@pytest.mark.parametrize("key", [("split.by", "prototype"), ("structures.symprec", 0.02)])
-def test_every_later_stage_follows_the_structures(rerun, key):
-    edit(rerun, key)
-    planned = rerun.planned(*CI)
     assert set(planned) >= {"clean_structures", "simulate_patterns", *OF_THE_MODEL}
 
 

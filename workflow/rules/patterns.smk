@@ -1,6 +1,6 @@
 rule simulate_patterns:
     input:
-        structures="results/structures/{dataset}/structures.parquet",
+        structures="results/structures/{dataset}/cleaned.parquet",
     output:
         store=temp(
             directory(

@@ -4,7 +4,8 @@ rule report:
         figures=expand("results/figures/symmetry/figure_{n}.svg", n=SYMMETRY_FIGURES),
         records=[
             f"results/structures/{DATASET}/retrieved.run.json",
-            f"results/structures/{DATASET}/run.json",
+            f"results/structures/{DATASET}/cleaned.run.json",
+            f"results/structures/{DATASET}/structures.run.json",
             f"{PATTERNS}.simulation.run.json",
             f"{PATTERNS}.run.json",
             "results/evaluation/symmetry/dataset.run.json",

@@ -23,9 +23,9 @@ rule clean_structures:
     input:
         retrieved="results/structures/{dataset}/retrieved.parquet",
     output:
-        structures="results/structures/{dataset}/structures.parquet",
+        cleaned="results/structures/{dataset}/cleaned.parquet",
         rejected="results/structures/{dataset}/rejected.parquet",
-        run="results/structures/{dataset}/run.json",
+        run="results/structures/{dataset}/cleaned.run.json",
     log:
         "logs/clean_structures/{dataset}.log",
     conda:
@@ -36,8 +36,28 @@ rule clean_structures:
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         settings=config["structures"],
-        split=config["split"],
         max_rejected_fraction=config["max_rejected_fraction"],
         seed=config["seed"],
     script:
         "../scripts/clean_structures.py"
+
+
+rule split_structures:
+    input:
+        cleaned="results/structures/{dataset}/cleaned.parquet",
+    output:
+        structures="results/structures/{dataset}/structures.parquet",
+        run="results/structures/{dataset}/structures.run.json",
+    log:
+        "logs/split_structures/{dataset}.log",
+    conda:
+        "../../envs/structures.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        settings=config["split"],
+        seed=config["seed"],
+    script:
+        "../scripts/split_structures.py"

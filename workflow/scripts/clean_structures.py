@@ -1,4 +1,4 @@
-"""Parse, check, label and split the structures of one data set."""
+"""Parse, check and label the structures of one data set."""
 
 from pathlib import Path
 
@@ -9,11 +9,10 @@ if __name__ == "__main__":  # worker processes import this file again
     with stage(snakemake.log[0]):
         clean_structures(
             retrieved=Path(snakemake.input.retrieved),
-            structures=Path(snakemake.output.structures),
+            cleaned=Path(snakemake.output.cleaned),
             rejected=Path(snakemake.output.rejected),
             run=Path(snakemake.output.run),
             settings=snakemake.params.settings,
-            split=snakemake.params.split,
             max_rejected_fraction=snakemake.params.max_rejected_fraction,
             seed=snakemake.params.seed,
             processes=snakemake.threads,

@@ -57,7 +57,7 @@ def orientations(
 def simulate_material(
     row: Mapping[str, Any], settings: Mapping[str, Any], seed: int
 ) -> tuple[list[Patterns], list[tuple[Any, ...]]]:
-    """Return the patterns of one row of structures.parquet, and rows about the rejected ones."""
+    """Return the patterns of one row of cleaned.parquet, and rows about the rejected ones."""
     crystal = Crystal.from_json(row["structure"])
     laue = np.array(row["laue_rotations"], dtype=np.int64).reshape(-1, 3, 3)
     axes, rotations = orientations(crystal, laue, row["material_id"], settings, seed)
@@ -127,7 +127,7 @@ def simulate_patterns(
     Parameters
     ----------
     structures
-        ``structures.parquet``.
+        ``cleaned.parquet``.
     store, rejected, run
         Pattern store, table of rejected patterns and ``run.json`` to write.
     shard, shards

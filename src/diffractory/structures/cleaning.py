@@ -1,4 +1,4 @@
-"""From retrieved structures to clean, labelled and split ones, and a list of those set aside."""
+"""From retrieved structures to clean and labelled ones, and a list of those set aside."""
 
 import json
 import multiprocessing
@@ -24,7 +24,6 @@ from diffractory.store import InputError, recorded, track, write_parquet
 from diffractory.structures.duplicates import duplicate_groups
 from diffractory.structures.labels import dimensionality, find_neighbours, find_symmetry
 from diffractory.structures.reading import Cell, Rejected, read_cell
-from diffractory.structures.splits import assign_splits
 
 TIME_LIMIT = 60
 """Seconds after which a structure is given up."""
@@ -42,31 +41,28 @@ class Labelled(NamedTuple):
 
 def clean_structures(
     retrieved: Path,
-    structures: Path,
+    cleaned: Path,
     rejected: Path,
     run: Path,
     settings: Mapping[str, Any],
-    split: Mapping[str, Any],
     max_rejected_fraction: float,
     seed: int,
     processes: int,
 ) -> None:
-    """Clean, label, group and split the retrieved structures.
+    """Clean, label and group the retrieved structures.
 
     Parameters
     ----------
     retrieved
         Parquet table with ``material_id``, ``source``, ``format`` and ``content``, as described in
         `diffractory.structures.sources.base`.
-    structures, rejected
+    cleaned, rejected
         Where to write the accepted and the rejected structures (Parquet), each in the order of
         retrieval.
     run
         Where to write the record of this run.
     settings
         Configuration section ``structures``.
-    split
-        Configuration section ``split``.
     max_rejected_fraction
         Largest fraction of the structures that may be rejected.
     seed
@@ -80,11 +76,7 @@ def clean_structures(
     InputError
         If nothing is left, or more is rejected than allowed.
     """
-    config = {
-        "structures": dict(settings),
-        "split": dict(split),
-        "max_rejected_fraction": max_rejected_fraction,
-    }
+    config = {"structures": dict(settings), "max_rejected_fraction": max_rejected_fraction}
     with recorded(run, "clean_structures", config, [retrieved], seed) as facts:
         table = pd.read_parquet(retrieved)
         try:
@@ -104,9 +96,6 @@ def clean_structures(
                 f"A process that worked on {retrieved} was killed, most likely for want of memory: "
                 "use fewer processes, or a smaller structures.max_sites."
             ) from error
-        accepted["split"] = assign_splits(
-            accepted["duplicate_group"].tolist(), accepted["prototype"].tolist(), split, seed
-        )
         accepted["symprec"] = float(settings["symprec"])
         refused = pd.DataFrame(
             [
@@ -117,13 +106,12 @@ def clean_structures(
             columns=["material_id", "reason", "detail"],
             dtype=str,
         )
-        write_parquet(structures, accepted)
+        write_parquet(cleaned, accepted)
         write_parquet(rejected, refused)
         facts["retrieved"] = len(table)
         facts["accepted"] = len(accepted)
         facts["rejected"] = refused["reason"].value_counts().to_dict()
         facts["duplicate_groups"] = accepted["duplicate_group"].nunique()
-        facts["split"] = accepted["split"].value_counts().to_dict()
 
 
 def worker_pool(processes: int) -> ProcessPoolExecutor:
@@ -182,7 +170,6 @@ def label_structure(
         "point_group": symmetry.point_group,
         "prototype": symmetry.prototype,
         "dimensionality": dimensionality(bonds, len(cell.numbers)),
-        "split": "",
         "structure": _to_json(conventional, symbols),
         "duplicate_group": "",
         "laue_rotations": symmetry.laue_rotations.ravel(),

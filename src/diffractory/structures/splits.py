@@ -1,13 +1,39 @@
 """Division of the materials into training, validation and test sets."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from diffractory.store import generator
+from diffractory.store import generator, recorded, write_parquet
+
+
+def split_structures(
+    cleaned: Path, structures: Path, run: Path, settings: Mapping[str, Any], seed: int
+) -> None:
+    """Add the column ``split`` to the cleaned structures.
+
+    It is a stage of its own so that another split simulates nothing again.
+
+    Parameters
+    ----------
+    cleaned, structures, run
+        The table to read, and the table and the record to write.
+    settings
+        Configuration section ``split``.
+    seed
+        Global seed.
+    """
+    with recorded(run, "split_structures", {"split": dict(settings)}, [cleaned], seed) as facts:
+        table = pd.read_parquet(cleaned)
+        groups, labels = table["duplicate_group"].tolist(), table["prototype"].tolist()
+        split = assign_splits(groups, labels, settings, seed)
+        table.insert(list(table.columns).index("structure"), "split", split)
+        write_parquet(structures, table)
+        facts["materials"] = table["split"].value_counts().to_dict()
 
 
 def assign_splits(
