@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffractory.simulate.crystal import Crystal
@@ -45,6 +45,22 @@ def test_triclinic_zone_axes_are_unique_up_to_friedel_and_complete():
     shorter = (np.linalg.norm(box @ cell, axis=1) < lengths[-1] - 1e-6).sum()
     assert shorter <= 200
     assert shorter >= 2 * (lengths < lengths[-1] - 1e-6).sum()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.floats(2.5, 12), min_size=3, max_size=3),
+    angles=st.lists(st.floats(-0.4, 0.4), min_size=3, max_size=3),
+    count=st.integers(1, 30),
+)
+def test_zone_axes_are_the_shortest_of_all(lengths, angles, count):
+    cell = np.diag(lengths)
+    cell[1, 0], cell[2, 0], cell[2, 1] = np.array(angles) * lengths[0]
+    axes = zone_axes(crystal(cell), FRIEDEL, count)
+    box = np.array(list(itertools.product(range(-14, 15), repeat=3)))
+    box = box[np.gcd.reduce(box, axis=1) == 1]
+    shortest = np.sort(np.linalg.norm(box @ cell, axis=1))[: 2 * count : 2]
+    np.testing.assert_allclose(np.linalg.norm(axes @ cell, axis=1), shortest)
 
 
 @pytest.mark.parametrize("count", [1, 5, 40])

@@ -25,6 +25,7 @@ from diffractory.store import (
     track,
     write_parquet,
     write_patterns,
+    write_text,
 )
 from diffractory.store.provenance import sha256
 
@@ -103,6 +104,15 @@ def test_failed_write_leaves_the_old_file_and_no_partial(tmp_path):
         fail()
     assert pd.read_parquet(path)["x"].tolist() == [1]
     assert [p.name for p in tmp_path.iterdir()] == ["table.parquet"]
+
+
+def test_a_reader_of_the_old_file_never_sees_the_new_one(tmp_path):
+    path = tmp_path / "table.txt"
+    write_text(path, "old")
+    with path.open() as reader:
+        write_text(path, "new and longer")
+        assert reader.read() == "old"
+    assert path.read_text() == "new and longer"
 
 
 def test_killed_folder_write_is_not_taken_for_whole(tmp_path):
