@@ -24,7 +24,7 @@ rule train_random_forest:
         "../../envs/training.yaml"
     threads: 32
     resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        mem_mb=lambda wildcards, attempt: 32000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
     params:
         settings=config["symmetry"]["random_forest"],
@@ -48,7 +48,7 @@ rule evaluate_random_forest:
         "../../envs/training.yaml"
     threads: 8
     resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         seed=config["seed"],
