@@ -26,11 +26,6 @@ class ClassMetrics(NamedTuple):
     support: NDArray[np.int64]
 
 
-def accuracy(truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
-    """Return the fraction of items whose predicted class is the true one; NaN without items."""
-    return float(np.mean(truth == predicted)) if len(truth) else float("nan")
-
-
 def wilson_interval(right: float, total: float) -> tuple[float, float]:
     """Return the Wilson score interval (95 %) of the fraction ``right / total``, total > 0.
 
