@@ -23,7 +23,8 @@ import yaml
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure
 
-from diffractory.structures.cleaning import Labelled, clean_structures, label_structure, worker_pool
+from diffractory.store import worker_pool
+from diffractory.structures.cleaning import Labelled, clean_structures, label_structure, quiet
 from diffractory.structures.duplicates import duplicate_groups
 
 CONFIG = yaml.safe_load((Path(__file__).parents[1] / "config" / "config.yaml").read_text())
@@ -62,7 +63,7 @@ def stage(texts: list[str], processes: int) -> float:
 
 def parts(texts: list[str], processes: int) -> tuple[float, float]:
     """Return the seconds for reading and labels, and for duplicates, once the pool is up."""
-    with worker_pool(processes) as pool:
+    with worker_pool(processes, label_structure.__module__, quiet, "") as pool:
         list(pool.map(time.sleep, [0.1] * processes))
         start = time.perf_counter()
         contents = [text.encode() for text in texts]

@@ -1,1 +1,6 @@
-"""From crystals to electron-diffraction patterns."""
+"""From crystals to diffraction patterns."""
+
+import os
+
+# Idle OpenMP threads sleep: if they spin, each parallel loop costs milliseconds on shared cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")

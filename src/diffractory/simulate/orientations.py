@@ -31,14 +31,25 @@ def zone_axes(crystal: Crystal, laue: NDArray[np.int64], count: int) -> NDArray[
         uvw, length = uvw[keep], length[keep]
         # Of each orbit, the member with the largest code stays: few minus signs, large u first.
         base = 2 * np.abs(uvw).max() + 1
-        code = np.array([base**2, base, 1])
-        orbit = np.einsum("mij,nj->mni", laue, uvw) @ code
-        representative = orbit.max(axis=0) == uvw @ code
+        code = np.array([base**2, base, 1.0])
+        orbit = uvw @ (code @ laue).T  # codes of the images, without the images; exact as floats
+        representative = orbit.max(axis=1) == uvw @ code
         uvw, length = uvw[representative], length[representative]
         if len(uvw) >= count:
             order = np.lexsort((-(uvw @ code), np.round(length, 6)))
             return uvw[order[:count]]
         radius *= 1.3
+
+
+def rotations_about(axis: int, angles: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """Return right-handed rotations about x, y or z (0, 1, 2) by angles in radian, (..., 3, 3)."""
+    result = np.zeros((*np.shape(angles), 3, 3))
+    j, k = (axis + 1) % 3, (axis + 2) % 3
+    result[..., axis, axis] = 1
+    result[..., j, j] = result[..., k, k] = np.cos(angles)
+    result[..., k, j] = np.sin(angles)
+    result[..., j, k] = -result[..., k, j]
+    return result
 
 
 def rotations_along(
@@ -64,6 +75,44 @@ def rotations_along(
     y = np.cross(z, x)
     cosine, sine = np.cos(angles)[:, None], np.sin(angles)[:, None]
     return np.stack([cosine * x - sine * y, sine * x + cosine * y, z], axis=1)
+
+
+def proper_rotations(crystal: Crystal, laue: NDArray[np.int64]) -> tuple[NDArray[np.float64], bool]:
+    """Return the rotations of the crystal's point group, and whether it has inversion.
+
+    Parameters
+    ----------
+    laue
+        Operations of the Laue group on fractional coordinates of the cell, shape (M, 3, 3).
+
+    Returns
+    -------
+    In Cartesian axes, shape (M', 3, 3): half of the Laue group with inversion, less without.
+    """
+    proper = laue[np.linalg.det(laue) > 0]
+    present = [rotation for rotation in proper if len(crystal.translations(rotation))]
+    to_fractional = np.linalg.inv(crystal.cell.T)
+    rotations = crystal.cell.T @ np.array(present) @ to_fractional
+    return rotations, len(crystal.translations(-np.eye(3))) > 0
+
+
+def to_fundamental_zone(
+    rotations: NDArray[np.float64], symmetry: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return of each set of orientations that show one pattern the one that turns least.
+
+    Orientations drawn uniformly become uniform in the fundamental zone.
+
+    Parameters
+    ----------
+    rotations
+        From crystal Cartesian to laboratory axes, shape (P, 3, 3).
+    symmetry
+        Proper rotations of the point group in Cartesian axes, shape (M, 3, 3).
+    """
+    equivalent = rotations[:, None] @ symmetry
+    least = np.trace(equivalent, axis1=2, axis2=3).argmax(axis=1)
+    return equivalent[np.arange(len(rotations)), least]
 
 
 def random_rotations(count: int, rng: np.random.Generator) -> NDArray[np.float64]:

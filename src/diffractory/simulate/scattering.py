@@ -1,12 +1,15 @@
-"""Electron wavelength, scattering factors and the Fourier coefficients of the crystal potential."""
+"""Electron wavelength, and how single atoms scatter and absorb."""
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from importlib.resources import files
+from typing import Literal
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from diffractory.simulate.crystal import Crystal
+from diffractory.store import InputError
 
 # CODATA 2022, SI units
 PLANCK = 6.62607015e-34
@@ -16,6 +19,23 @@ SPEED_OF_LIGHT = 299792458.0
 
 REST_ENERGY = ELECTRON_MASS * SPEED_OF_LIGHT**2 / ELEMENTARY_CHARGE
 """Rest energy of the electron, eV."""
+
+Parametrization = Literal["lobato", "kirkland"]
+"""Of the elastic scattering factors of neutral atoms."""
+
+_TABLES: dict[Parametrization, tuple[str, int]] = {
+    "lobato": ("lobato_2014.csv", 2),
+    "kirkland": ("kirkland_2010.csv", 4),
+}
+"""File of the coefficients, and how many kinds of them there are."""
+
+# Together within 2e-5 of f''(0), for every element, g to 12 1/angstrom and B to 15 square angstrom
+RADIAL_NODES = 32
+RADIAL_SCALE = 2.0
+"""Half of the nodes lie below it, 1/angstrom."""
+ANGULAR_NODES = 12
+STEPS_PER_UNIT = 32
+"""Table entries of f'' per 1/angstrom."""
 
 
 def wavelength(energy: float) -> float:
@@ -30,14 +50,22 @@ def lorentz_factor(energy: float) -> float:
 
 
 @cache
-def _lobato() -> NDArray[np.float64]:
-    """Return the coefficients by atomic number, shape (103, 2, 5)."""
-    with (files("diffractory.simulate") / "data" / "lobato_2014.csv").open() as file:
+def _table(parametrization: Parametrization) -> NDArray[np.float64]:
+    """Return the coefficients by atomic number, shape (103, kinds of coefficient, terms)."""
+    if parametrization not in _TABLES:
+        raise InputError(
+            f"there is no parametrization {parametrization!r} of the scattering factors: "
+            f"use one of {', '.join(_TABLES)}"
+        )
+    name, kinds = _TABLES[parametrization]
+    with (files("diffractory.simulate") / "data" / name).open() as file:
         table = np.loadtxt(file, delimiter=",", skiprows=3)
-    return table[:, 1:].reshape(-1, 2, 5)
+    return table[:, 1:].reshape(len(table), kinds, -1)
 
 
-def scattering_factor(number: int, g: NDArray[np.float64]) -> NDArray[np.float64]:
+def scattering_factor(
+    number: int, g: NDArray[np.float64], parametrization: Parametrization = "lobato"
+) -> NDArray[np.float64]:
     """Return the elastic electron scattering factor in angstrom, for an electron at rest.
 
     Parameters
@@ -46,75 +74,146 @@ def scattering_factor(number: int, g: NDArray[np.float64]) -> NDArray[np.float64
         Atomic number, 1 to 103.
     g
         Length of the scattering vector, 1/angstrom (without 2 pi), any shape.
+    parametrization
+        `lobato` has the correct decay at large g; `kirkland` is for comparison with older work.
+
+    Raises
+    ------
+    InputError
+        If the atomic number or the parametrization has no table.
 
     References
     ----------
     I. Lobato and D. Van Dyck, Acta Cryst. A 70, 636 (2014), Eq. 11.
+    E. J. Kirkland, Advanced Computing in Electron Microscopy, 2nd ed. (Springer 2010), App. C.
     """
-    result = np.zeros_like(g)
-    for a, b in _lobato()[number - 1].T:
-        x = 1 + b * g**2
-        result += a * (1 + x) / x**2
+    table = _table(parametrization)
+    if not 1 <= number <= len(table):
+        raise InputError(
+            f"there is no scattering factor of atomic number {number}: it must be 1 to {len(table)}"
+        )
+    if parametrization == "lobato":
+        return _lobato(g.ravel(), *table[number - 1]).reshape(g.shape)
+    g_squared = g**2
+    result = np.zeros_like(g_squared)
+    for a, b, c, d in table[number - 1].T:
+        result += a / (g_squared + b)
+        result += c * np.exp(-d * g_squared)
     return result
 
 
-def structure_factors(
-    crystal: Crystal, bounds: NDArray[np.int64], g_max: float, debye_waller: float
-) -> NDArray[np.complex128]:
-    """Return F_g = sum_j f_j(g) exp(-B g^2 / 4) exp(-2 pi i g.r_j) in angstrom, on a grid of hkl.
+@numba.njit(cache=True, error_model="numpy")  # a check of each division would prevent SIMD
+def _lobato(
+    g: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return sum_i a_i (2 + b_i g^2) / (1 + b_i g^2)^2, shape of g (flat)."""
+    result = np.empty(len(g))
+    for i in range(len(g)):
+        total = 0.0
+        for k in range(5):  # a literal count, so that the loop over g becomes SIMD
+            x = 1 / (1 + b[k] * g[i] ** 2)
+            total += a[k] * (x + x * x)
+        result[i] = total
+    return result
 
-    With this sign, V(r) = sum_g V_g exp(2 pi i g.r), which goes with waves exp(2 pi i k.r).
+
+def absorptive_factor(
+    number: int,
+    g: NDArray[np.float64],
+    debye_waller: float,
+    energy: float,
+    parametrization: Parametrization = "lobato",
+) -> NDArray[np.float64]:
+    """Return the absorptive scattering factor f'' of thermal diffuse scattering, in angstrom.
+
+    In the Einstein model and the small-angle approximation, with f the `scattering_factor`,
+
+        f''(g) = (gamma lambda / 2) int d^2q f(|q|) f(|g - q|)
+                 (exp(-B g^2 / 4) - exp(-B (q^2 + |g - q|^2) / 4)).
+
+    The thermal factor exp(-B g^2 / 4) is included: F''_g = sum_j f''_j(g) exp(-2 pi i g.r_j) is
+    the whole sum, and U_g + i U''_g with U''_g = gamma F''_g / (pi V) stands in the wave equation
+    in place of U_g. Intensity then decays as exp(-2 pi U''_0 t / K) = exp(-n sigma t), with n atoms
+    per volume and sigma = int |gamma f|^2 (1 - exp(-B q^2 / 2)) lambda^2 d^2q.
+
+    f'' is negative at large g. It must not be cut off there: in real space it is the variance of
+    the projected potential of the vibrating atom, which without that part would not be positive.
 
     Parameters
     ----------
-    bounds
-        Largest |h|, |k|, |l|, shape (3,).
-    g_max
-        The factors are zero beyond this length, 1/angstrom.
+    number
+        Atomic number, 1 to 103.
+    g
+        Length of the scattering vector, 1/angstrom (without 2 pi), any shape.
     debye_waller
-        Isotropic factor B of every atom, square angstrom.
+        Isotropic factor B = 8 pi^2 <u_x^2>, square angstrom.
+    energy
+        Kinetic energy of the electron, eV.
+    parametrization
+        As in `scattering_factor`.
 
-    Returns
-    -------
-    Shape (2 h_max + 1, 2 k_max + 1, 2 l_max + 1); the entry of (h, k, l) is at
-    (h + h_max, k + k_max, l + l_max).
+    Raises
+    ------
+    InputError
+        If the atomic number or the parametrization has no table.
+
+    References
+    ----------
+    C. R. Hall and P. B. Hirsch, Proc. R. Soc. A 286, 158 (1965).
+    D. M. Bird and Q. A. King, Acta Cryst. A 46, 202 (1990); their f' lacks exp(-B g^2 / 4).
     """
-    axes = [np.arange(-n, n + 1) for n in bounds]
-    metric = crystal.reciprocal @ crystal.reciprocal.T
-    h, k, l = np.meshgrid(*axes, indexing="ij", sparse=True)
-    g_squared = (
-        metric[0, 0] * h**2 + metric[1, 1] * k**2 + metric[2, 2] * l**2
-        + 2 * (metric[0, 1] * h * k + metric[0, 2] * h * l + metric[1, 2] * k * l)
-    )  # fmt: skip
-    inside = g_squared <= g_max**2
-    g = np.sqrt(np.maximum(g_squared[inside], 0.0))
-    damping = np.exp(-debye_waller * g**2 / 4)
-    total = np.zeros(len(g), dtype=complex)
-    for number in np.unique(crystal.numbers):
-        x = crystal.positions[crystal.numbers == number]
-        phase_h, phase_k, phase_l = (
-            np.exp(-2j * np.pi * np.outer(axis, x[:, i])) for i, axis in enumerate(axes)
-        )
-        phases_hk = (phase_h[:, None] * phase_k[None]).reshape(-1, len(x))
-        geometry = (phases_hk @ phase_l.T).reshape(inside.shape)
-        total += scattering_factor(int(number), g) * geometry[inside]
-    result = np.zeros(inside.shape, dtype=complex)
-    result[inside] = total * damping
-    return result
+    limit = int(np.ceil(g.max(initial=0.0)))
+    table = _diffuse_table(number, debye_waller, parametrization, limit)
+    prefactor = lorentz_factor(energy) * wavelength(energy) / 2
+    return prefactor * _interpolate(g.ravel(), table).reshape(g.shape)
 
 
-def potential_coefficients(
-    crystal: Crystal,
-    bounds: NDArray[np.int64],
-    energy: float,
-    g_max: float,
+@lru_cache(maxsize=1024)
+def _diffuse_table(
+    number: int, debye_waller: float, parametrization: Parametrization, limit: int
+) -> NDArray[np.float64]:
+    """Return `_diffuse_integral` at g = -1, 0, 1, ... grid steps, to two steps past the limit."""
+    g = np.arange(-1, limit * STEPS_PER_UNIT + 3) / STEPS_PER_UNIT
+    return _diffuse_integral(
+        lambda q: scattering_factor(number, q, parametrization), g, debye_waller
+    )
+
+
+def _diffuse_integral(
+    f: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    g: NDArray[np.float64],
     debye_waller: float,
-) -> NDArray[np.complex128]:
-    """Return U_g = gamma F_g / (pi V) in 1/angstrom^2, on the grid of `structure_factors`.
+) -> NDArray[np.float64]:
+    """Return the integral in `absorptive_factor` over the plane, for g of shape (G,), as (G,).
 
-    U = 2 m e V / h^2 is the potential that stands in the wave equation
-    laplace(psi) + 4 pi^2 (K^2 + U) psi = 0 (e.g. M. De Graef, Introduction to Conventional
-    Transmission Electron Microscopy, Cambridge 2003, Eq. 5.2).
+    f has a peak at q = 0 and one at q = g, which elliptic coordinates with these foci make smooth:
+    with semi-axes a and b, a^2 = b^2 + g^2/4, and eccentric anomaly nu, |q| and |g - q| are
+    a +- (g/2) cos nu, and d^2q = |q| |g - q| / a db dnu. By symmetry one quadrant of nu is enough.
     """
-    factors = structure_factors(crystal, bounds, g_max, debye_waller)
-    return lorentz_factor(energy) / (np.pi * crystal.volume) * factors
+    x, weight = np.polynomial.legendre.leggauss(RADIAL_NODES)
+    b = (RADIAL_SCALE * (1 + x) / (1 - x))[:, None]
+    db = (RADIAL_SCALE * 2 * weight / (1 - x) ** 2)[:, None]
+    nu = np.pi / 2 * (np.arange(ANGULAR_NODES) + 0.5) / ANGULAR_NODES
+    half = g[:, None, None] / 2
+    a, shift = np.sqrt(b**2 + half**2), half * np.cos(nu)
+    near, far = a - shift, a + shift
+    damping = np.exp(-debye_waller * half**2) - np.exp(-debye_waller * (near**2 + far**2) / 4)
+    area = near * far * (db / a * 2 * np.pi / ANGULAR_NODES)
+    return (f(near) * f(far) * damping * area).sum((1, 2))
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _interpolate(g: NDArray[np.float64], table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the cubic through the four entries of `_diffuse_table` around each g, shape (G,)."""
+    result = np.empty(len(g))
+    for i in range(len(g)):
+        position = g[i] * STEPS_PER_UNIT
+        k = int(position)
+        u = position - k
+        result[i] = (
+            -u * (u - 1) * (u - 2) * table[k]
+            + 3 * (u + 1) * (u - 1) * (u - 2) * table[k + 1]
+            - 3 * (u + 1) * u * (u - 2) * table[k + 2]
+            + (u + 1) * u * (u - 1) * table[k + 3]
+        ) / 6
+    return result

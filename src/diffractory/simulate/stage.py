@@ -2,7 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +13,37 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from diffractory.simulate.beams import Beams, select_beams
 from diffractory.simulate.bloch import bloch_intensities
 from diffractory.simulate.crystal import Crystal
 from diffractory.simulate.kinematic import kinematic_intensities
-from diffractory.simulate.orientations import random_rotations, rotations_along, zone_axes
+from diffractory.simulate.orientations import (
+    proper_rotations,
+    random_rotations,
+    rotations_about,
+    rotations_along,
+    to_fundamental_zone,
+    zone_axes,
+)
+from diffractory.simulate.precession import average_over_cone, precession_cone
+from diffractory.simulate.propagation import most_beams, pattern_memory
 from diffractory.store import (
     InputError,
     Patterns,
     generator,
     recorded,
     track,
+    worker_pool,
     write_parquet,
     write_patterns,
     write_text,
 )
 
-ENGINES = {"bloch": bloch_intensities, "kinematic": kinematic_intensities}
+CHUNK = 4
+"""Structures that a worker process takes at a time."""
+
 REJECTED_COLUMNS = ["material_id", "zone_axis", "energy", "reason", "detail"]
 
 
@@ -42,42 +57,75 @@ def orientations(
     """Return zone axes, shape (P, 3), and rotations, shape (P, 3, 3), of one material.
 
     The in-plane rotation of a zone-axis pattern is random, as at the microscope: no model can learn
-    from a convention of ours. Random orientations have the zone axis 000.
+    from a convention of ours. So is the sense of a zone axis of a crystal without inversion, whose
+    two patterns are mirror images in the zero-order Laue zone, and yet different. Random
+    orientations have the zone axis 000.
     """
     rng = generator(seed, "orientations", material_id)
     count = settings["count"]
+    symmetry, has_inversion = proper_rotations(crystal, laue)
     if settings["orientations"] == "random":
-        return np.zeros((count, 3), dtype=np.int16), random_rotations(count, rng)
+        rotations = to_fundamental_zone(random_rotations(count, rng), symmetry)
+        return np.zeros((count, 3), dtype=np.int16), rotations
     uvw = zone_axes(crystal, laue, count)
-    return uvw.astype(np.int16), rotations_along(
-        uvw @ crystal.cell, rng.uniform(0, 2 * np.pi, count)
-    )
+    angles = rng.uniform(0, 2 * np.pi, count)
+    if not has_inversion:
+        uvw *= rng.choice([-1, 1], size=(count, 1))
+    return uvw.astype(np.int16), rotations_along(uvw @ crystal.cell, angles)
 
 
 def simulate_material(
     row: Mapping[str, Any], settings: Mapping[str, Any], seed: int
 ) -> tuple[list[Patterns], list[tuple[Any, ...]]]:
     """Return the patterns of one row of cleaned.parquet, and rows about the rejected ones."""
-    crystal = Crystal.from_json(row["structure"])
+    crystal = Crystal.from_json(row["structure"], settings["debye_waller"])
     laue = np.array(row["laue_rotations"], dtype=np.int64).reshape(-1, 3, 3)
     axes, rotations = orientations(crystal, laue, row["material_id"], settings, seed)
-    limits = settings["g_max"], settings["max_excitation_error"]
+    limit = beam_limit(settings)
     patterns, rejected = [], []
     for energy in settings["energies"]:
-        beams = select_beams(crystal, rotations, energy, *limits)
-        counts = np.diff(beams.offsets)
-        fits = counts <= settings["max_beams"]
+        beams = _select(crystal, rotations, energy, settings)
+        counts = np.diff(beams.offsets).reshape(len(axes), -1).max(axis=1)
+        fits = counts <= limit
         for axis, count in zip(axes[~fits], counts[~fits], strict=True):
-            detail = f"{count} beams, more than max_beams = {settings['max_beams']}"
             zone_axis = " ".join(map(str, axis))
+            detail = f"{count} beams, more than {limit}"
             rejected.append((row["material_id"], zone_axis, energy, "too_many_beams", detail))
         if not fits.all():
-            beams = select_beams(crystal, rotations[fits], energy, *limits)
+            beams = _select(crystal, rotations[fits], energy, settings)
         if fits.any():
             patterns.append(
                 _patterns(crystal, beams, row["material_id"], axes[fits], rotations[fits], settings)
             )
     return patterns, rejected
+
+
+def beam_limit(settings: Mapping[str, Any]) -> int:
+    """Return the most beams that a pattern may have."""
+    return min(settings["max_beams"], most_beams(settings["memory"] * 2**30))
+
+
+def _azimuths(settings: Mapping[str, Any]) -> tuple[float, int]:
+    """Return the half angle of the precession cone in radian, and the number of azimuths."""
+    angle = np.radians(settings["precession_angle"])
+    return angle, settings["precession_steps"] if angle else 1
+
+
+def _select(
+    crystal: Crystal, rotations: NDArray[np.float64], energy: float, settings: Mapping[str, Any]
+) -> Beams:
+    """Return the beams of all orientations, each at all azimuths of the precession."""
+    about_x, about_y = np.radians(settings["foil_tilt"])
+    foil = rotations_about(1, about_y) @ rotations_about(0, about_x)
+    normals = precession_cone(foil[None], *_azimuths(settings))[:, :, 2]
+    return select_beams(
+        crystal,
+        precession_cone(rotations, *_azimuths(settings)),
+        energy,
+        settings["g_max"],
+        settings["max_excitation_error"],
+        np.tile(normals, (len(rotations), 1)),
+    )
 
 
 def _patterns(
@@ -90,25 +138,36 @@ def _patterns(
 ) -> Patterns:
     """Solve all orientations at all thicknesses and keep the spots that are bright enough."""
     thicknesses = np.array(settings["thicknesses"])
-    solve = ENGINES[settings["engine"]]
-    intensity = solve(crystal, beams, thicknesses, settings["g_max"], settings["debye_waller"])
+    how = (settings["g_max"], settings["parametrization"], settings["absorption"])
+    if settings["engine"] == "kinematic":
+        intensity = kinematic_intensities(crystal, beams, thicknesses, *how)
+    else:
+        where = (settings["device"], settings["memory"])
+        intensity = bloch_intensities(crystal, beams, thicknesses, *how, *where)
+    offsets, hkl, intensity = average_over_cone(beams, intensity, _azimuths(settings)[1])
     n = len(axes)
-    pattern = np.repeat(np.arange(n), np.diff(beams.offsets))
-    kept = intensity >= settings["min_intensity"]
-    thickness, beam = np.nonzero(kept)
-    counts = np.bincount(thickness * n + pattern[beam], minlength=len(thicknesses) * n)
+    pattern = np.repeat(np.arange(n), np.diff(offsets))
+    thickness, spot = np.nonzero(intensity >= settings["min_intensity"])
+    counts = np.bincount(thickness * n + pattern[spot], minlength=len(thicknesses) * n)
+    q = (rotations[pattern[spot], :2] @ (hkl[spot] @ crystal.reciprocal)[:, :, None])[:, :, 0]
     return Patterns(
         offsets=np.concatenate([[0], np.cumsum(counts)]),
-        qx=beams.g[beam, 0].astype(np.float32),
-        qy=beams.g[beam, 1].astype(np.float32),
-        intensity=intensity[thickness, beam],
-        hkl=beams.hkl[beam].astype(np.int16),
+        qx=q[:, 0].astype(np.float32),
+        qy=q[:, 1].astype(np.float32),
+        intensity=intensity[thickness, spot],
+        hkl=hkl[spot].astype(np.int16),
         material_id=np.full(len(counts), material_id, dtype=object),
         zone_axis=np.tile(axes, (len(thicknesses), 1)),
         orientation=np.tile(rotations, (len(thicknesses), 1, 1)),
         thickness=np.repeat(thicknesses, n).astype(np.float32),
         energy=np.full(len(counts), beams.energy, dtype=np.float32),
     )
+
+
+def one_thread() -> None:
+    """Keep a worker process to one thread: the processes share the cores."""
+    numba.set_num_threads(1)
+    threadpool_limits(1)
 
 
 def simulate_patterns(
@@ -135,22 +194,37 @@ def simulate_patterns(
     settings
         Configuration section ``simulate``.
     """
-    numba.set_num_threads(min(threads, numba.get_num_threads()))
     columns = ["material_id", "structure", "laue_rotations"]
     table = pq.read_table(structures, columns=columns)
     first, last = (len(table) * i // shards for i in (shard, shard + 1))
     rows = table.slice(first, last - first).to_pylist()
     with recorded(run, "simulate_patterns", settings, [structures], seed) as facts:
         patterns, refused = [], []
-        for row in track(
-            rows, f"Simulating shard {shard + 1} of {shards}", len(rows), "structures"
-        ):
-            made, bad = simulate_material(row, settings, seed)
-            patterns += made
-            refused += bad
+        note = f"Simulating shard {shard + 1} of {shards}"
+        with _materials(rows, settings, seed, threads) as results:
+            for made, bad in track(results, note, len(rows), "structures"):
+                patterns += made
+                refused += bad
         facts["accepted"], _ = write_patterns(store, patterns)
         facts["rejected"] = dict(Counter(reason for *_, reason, _ in refused))
         write_parquet(rejected, pd.DataFrame(refused, columns=REJECTED_COLUMNS))
+
+
+@contextmanager
+def _materials(
+    rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], seed: int, threads: int
+) -> Iterator[Iterable[tuple[list[Patterns], list[tuple[Any, ...]]]]]:
+    """Yield what `simulate_material` returns for each row, in order, worked on in parallel."""
+    work = partial(simulate_material, settings=settings, seed=seed)
+    memory = settings["memory"] * 2**30
+    processes = min(threads, int(memory / pattern_memory(beam_limit(settings))))
+    if settings["device"] != "cpu" or processes == 1:
+        numba.set_num_threads(min(threads, numba.get_num_threads()))
+        yield map(work, rows)
+        return
+    advice = "use fewer threads, or lower simulate.memory or structures.max_volume."
+    with worker_pool(processes, __name__, one_thread, advice) as pool:
+        yield pool.map(work, rows, chunksize=CHUNK)
 
 
 def collect_patterns(
@@ -191,10 +265,10 @@ def collect_patterns(
         orientations = n_patterns // len(settings["thicknesses"]) + len(refused)
         if not n_patterns or len(refused) > max_rejected_fraction * orientations:
             raise InputError(
-                f"{len(refused)} of {orientations} patterns have more than simulate.max_beams = "
-                f"{settings['max_beams']} beams, which is over max_rejected_fraction = "
-                f"{max_rejected_fraction}: raise max_beams, or lower structures.max_volume, "
-                "simulate.g_max or simulate.max_excitation_error"
+                f"{len(refused)} of {orientations} patterns have more than {beam_limit(settings)} "
+                "beams, the most that simulate.max_beams and simulate.memory allow, which is over "
+                f"max_rejected_fraction = {max_rejected_fraction}: raise them, or lower "
+                "structures.max_volume, simulate.g_max or simulate.max_excitation_error"
             )
         write_parquet(all_rejected, refused)
         write_text(simulation, json.dumps(_whole_record(runs), indent=2) + "\n")

@@ -9,6 +9,7 @@ from diffractory.store.patterns import (
     read_patterns,
     write_patterns,
 )
+from diffractory.store.processes import worker_pool
 from diffractory.store.progress import track
 from diffractory.store.provenance import recorded
 from diffractory.store.seeding import generator
@@ -26,6 +27,7 @@ __all__ = [
     "read_patterns",
     "recorded",
     "track",
+    "worker_pool",
     "write_parquet",
     "write_patterns",
     "write_text",

@@ -19,7 +19,7 @@ from diffractory.store.files import write_text
 
 PACKAGES = (
     "matplotlib", "numba", "numpy", "pandas", "pyarrow", "pymatgen", "scikit-learn", "scipy",
-    "spglib", "zarr",
+    "spglib", "torch", "zarr",
 )  # fmt: skip
 """Packages whose versions can change a result."""
 

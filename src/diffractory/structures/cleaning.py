@@ -1,14 +1,12 @@
 """From retrieved structures to clean and labelled ones, and a list of those set aside."""
 
 import json
-import multiprocessing
 import os
 import signal
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -20,7 +18,7 @@ from pymatgen.core.composition import Composition
 from pymatgen.core.lattice import Lattice
 from pymatgen.core.periodic_table import Element
 
-from diffractory.store import InputError, recorded, track, write_parquet
+from diffractory.store import InputError, recorded, track, worker_pool, write_parquet
 from diffractory.structures.duplicates import duplicate_groups
 from diffractory.structures.labels import dimensionality, find_neighbours, find_symmetry
 from diffractory.structures.reading import Cell, Rejected, read_cell
@@ -79,23 +77,18 @@ def clean_structures(
     config = {"structures": dict(settings), "max_rejected_fraction": max_rejected_fraction}
     with recorded(run, "clean_structures", config, [retrieved], seed) as facts:
         table = pd.read_parquet(retrieved)
-        try:
-            with worker_pool(processes) as pool:
-                outcomes = _label_all(table, settings, pool)
-                _check_enough(table, outcomes, retrieved, max_rejected_fraction)
-                accepted = _labelled_table(table, outcomes)
-                accepted["duplicate_group"] = duplicate_groups(
-                    accepted["material_id"].tolist(),
-                    [outcome.primitive for outcome in outcomes if isinstance(outcome, Labelled)],
-                    settings["duplicates"],
-                    pool,
-                    processes,
-                )
-        except BrokenProcessPool as error:
-            raise InputError(
-                f"A process that worked on {retrieved} was killed, most likely for want of memory: "
-                "use fewer processes, or a smaller structures.max_sites."
-            ) from error
+        advice = f"for {retrieved}, use fewer processes or a smaller structures.max_sites."
+        with worker_pool(processes, __name__, quiet, advice) as pool:
+            outcomes = _label_all(table, settings, pool)
+            _check_enough(table, outcomes, retrieved, max_rejected_fraction)
+            accepted = _labelled_table(table, outcomes)
+            accepted["duplicate_group"] = duplicate_groups(
+                accepted["material_id"].tolist(),
+                [outcome.primitive for outcome in outcomes if isinstance(outcome, Labelled)],
+                settings["duplicates"],
+                pool,
+                processes,
+            )
         accepted["symprec"] = float(settings["symprec"])
         refused = pd.DataFrame(
             [
@@ -114,14 +107,7 @@ def clean_structures(
         facts["duplicate_groups"] = accepted["duplicate_group"].nunique()
 
 
-def worker_pool(processes: int) -> ProcessPoolExecutor:
-    """Return a pool of quiet processes that share one import of the libraries."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return ProcessPoolExecutor(processes, mp_context=context, initializer=_quiet)
-
-
-def _quiet() -> None:
+def quiet() -> None:
     """Silence the libraries: what matters of their warnings is a reason for rejection here."""
     warnings.simplefilter("ignore")
     os.environ["SPGLIB_WARNING"] = "OFF"

@@ -1,0 +1,408 @@
+"""The exponential of many Hermitian or absorbing matrices, each applied to a unit vector: CPUs.
+
+Krylov projection (T. J. Park and J. C. Light, J. Chem. Phys. 85, 5870 (1986)): the vectors
+e, H e, H^2 e, ... are made orthonormal (Lanczos; Arnoldi if H absorbs), and exp(2 pi i t H) e is
+taken in their span, where H is a small tridiagonal (Hessenberg) matrix. Their number grows with t
+times the spread of those eigenvalues that e meets, and symmetry that e shares makes it smaller.
+"""
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Real32 = NDArray[np.float32]
+Real64 = NDArray[np.float64]
+Complex128 = NDArray[np.complex128]
+Integers = NDArray[np.int64]
+
+TOLERANCE = 3e-6
+"""Largest share that the last Krylov vectors may have in the exit wave."""
+
+NOTHING = 5e-7
+"""Norms of new Krylov vectors below this fraction of the spectrum's width are rounding errors."""
+
+FIRST_CHECK = 8
+"""Krylov vectors after which convergence is looked at first; then after 30 % more each time."""
+
+
+@numba.njit(cache=True, parallel=True, fastmath=True)
+def propagate(
+    table: Real32,
+    absorbing: bool,
+    centre: int,
+    offsets: Integers,
+    index: NDArray[np.int32],
+    start: Integers,
+    diagonal: Real32,
+    metric: Real32,
+    thicknesses: Real64,
+    workers: int,
+) -> Real32:
+    """Return |phi_i|^2 of phi = exp(2 pi i t H) e for every pattern and thickness.
+
+    H_ij = table[centre + index_i - index_j] metric_i metric_j off the diagonal.
+
+    Parameters
+    ----------
+    table
+        Shape (1, L) for real symmetric H, (2, L) with the imaginary part for others, 1/angstrom.
+    absorbing
+        Whether H is not Hermitian.
+    centre
+        Where in the table index differences of zero stand.
+    offsets
+        Rows of pattern p are offsets[p]:offsets[p + 1], shape (P + 1,).
+    index, diagonal, metric
+        Shape (B,); diagonal in 1/angstrom.
+    start
+        Which of its rows each pattern starts from, shape (P,).
+    thicknesses
+        In angstrom, shape (T,).
+    workers
+        Number of patterns that are worked on at a time.
+
+    Returns
+    -------
+    Shape (T, B).
+    """
+    parts = len(table)
+    intensities = np.empty((len(thicknesses), len(index)), dtype=np.float32)
+    largest = np.diff(offsets).max()
+    for worker in numba.prange(workers):
+        memory = np.empty(parts * largest**2, dtype=np.float32)
+        for p in range(worker, len(offsets) - 1, workers):  # neighbours are of similar size
+            rows = slice(offsets[p], offsets[p + 1])
+            n = offsets[p + 1] - offsets[p]
+            matrix = memory[: parts * n * n].reshape(parts, n, n)
+            width = _fill(matrix, table, centre, index[rows], diagonal[rows], metric[rows])
+            if absorbing:
+                basis, y = _arnoldi(matrix, start[p], width, thicknesses)
+            else:
+                basis, y = _lanczos(matrix, start[p], width, thicknesses)
+            for t in range(len(thicknesses)):
+                _exit_wave(basis, y[t], intensities[t, rows])
+    return intensities
+
+
+@numba.njit(cache=True, fastmath=True)
+def _fill(
+    matrix: Real32,
+    table: Real32,
+    centre: int,
+    index: NDArray[np.int32],
+    diagonal: Real32,
+    metric: Real32,
+) -> float:
+    """Write H; return the width of an interval that holds its eigenvalues (Gershgorin)."""
+    low = high = diagonal[0]
+    n = len(index)
+    for i in range(n):
+        radius = np.float32(0.0)
+        origin = centre + index[i]
+        for part in range(len(table)):
+            row = matrix[part, i]
+            for j in range(n):
+                row[j] = table[part, origin - index[j]] * (metric[i] * metric[j])
+                radius += abs(row[j])
+        radius -= abs(matrix[0, i, i])
+        matrix[0, i, i] = diagonal[i]  # the mean absorption, an imaginary part, stays
+        low = min(low, diagonal[i] - radius)
+        high = max(high, diagonal[i] + radius)
+    return max(high - low, np.float32(1e-6))
+
+
+@numba.njit(cache=True, fastmath=True)
+def _multiply(matrix: Real32, x: Real32, y: Real32) -> None:
+    """Write H x to y, both of shape (parts, n): several rows at a time, to reuse x."""
+    n = matrix.shape[1]
+    if len(matrix) == 1:
+        u = x[0]
+        for i in range(0, n - 3, 4):
+            row0, row1, row2, row3 = (
+                matrix[0, i],
+                matrix[0, i + 1],
+                matrix[0, i + 2],
+                matrix[0, i + 3],
+            )
+            sum0, sum1, sum2, sum3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+            for j in range(n):
+                sum0 += row0[j] * u[j]
+                sum1 += row1[j] * u[j]
+                sum2 += row2[j] * u[j]
+                sum3 += row3[j] * u[j]
+            y[0, i], y[0, i + 1], y[0, i + 2], y[0, i + 3] = sum0, sum1, sum2, sum3
+        for i in range(n - n % 4, n):
+            sum0 = np.float32(0)
+            for j in range(n):
+                sum0 += matrix[0, i, j] * u[j]
+            y[0, i] = sum0
+    else:
+        u, v = x[0], x[1]
+        for i in range(0, n - 1, 2):
+            a0, a1, b0, b1 = matrix[0, i], matrix[0, i + 1], matrix[1, i], matrix[1, i + 1]
+            re0, im0, re1, im1 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+            for j in range(n):
+                re0 += a0[j] * u[j] - b0[j] * v[j]
+                im0 += a0[j] * v[j] + b0[j] * u[j]
+                re1 += a1[j] * u[j] - b1[j] * v[j]
+                im1 += a1[j] * v[j] + b1[j] * u[j]
+            y[0, i], y[1, i], y[0, i + 1], y[1, i + 1] = re0, im0, re1, im1
+        if n % 2:
+            re0, im0 = np.float32(0), np.float32(0)
+            for j in range(n):
+                re0 += matrix[0, n - 1, j] * u[j] - matrix[1, n - 1, j] * v[j]
+                im0 += matrix[0, n - 1, j] * v[j] + matrix[1, n - 1, j] * u[j]
+            y[0, n - 1], y[1, n - 1] = re0, im0
+
+
+@numba.njit(cache=True, fastmath=True)
+def _lanczos(
+    matrix: Real32, start: int, width: float, thicknesses: Real64
+) -> tuple[Real32, Real64]:
+    """Return the Krylov vectors, (m, parts, n), and the wave in them, (T, 2, m): Hermitian H.
+
+    In float32 the vectors soon lose their orthogonality, which costs a few more of them and no
+    accuracy (V. Druskin, A. Greenbaum and L. Knizhnerman, SIAM J. Sci. Comput. 19, 38 (1998)).
+    """
+    limit = chebyshev_terms(width, thicknesses.max())
+    basis = np.empty((limit + 1, len(matrix), matrix.shape[1]), dtype=np.float32)
+    basis[0] = 0
+    basis[0, 0, start] = 1
+    alpha, beta = np.empty(limit), np.empty(limit)
+    check = FIRST_CHECK
+    for m in range(1, limit + 1):
+        now, new = basis[m - 1].reshape(-1), basis[m].reshape(-1)
+        _multiply(matrix, basis[m - 1], basis[m])
+        # For Hermitian H both numbers are real, so that complex vectors are as good as longer ones.
+        a = np.float32(0)
+        for j in range(len(new)):
+            a += now[j] * new[j]
+        for j in range(len(new)):
+            new[j] -= a * now[j]
+        if m > 1:
+            before, b = basis[m - 2].reshape(-1), np.float32(beta[m - 2])
+            for j in range(len(new)):
+                new[j] -= b * before[j]
+        square = np.float32(0)
+        for j in range(len(new)):
+            square += new[j] * new[j]
+        alpha[m - 1], beta[m - 1] = a, np.sqrt(square)
+        last = beta[m - 1] < NOTHING * width or m == limit
+        if m == check or last:
+            y = tridiagonal_wave(alpha[:m], beta[: m - 1], thicknesses)
+            if last or _tail(y) < TOLERANCE:
+                break
+            check += max(check * 3 // 10, 2)
+        scale = np.float32(1 / beta[m - 1])
+        for j in range(len(new)):
+            new[j] *= scale
+    return basis[:m], y
+
+
+@numba.njit(cache=True, fastmath=True)
+def _arnoldi(
+    matrix: Real32, start: int, width: float, thicknesses: Real64
+) -> tuple[Real32, Real64]:
+    """Return what `_lanczos` does, for H that is not Hermitian."""
+    n = matrix.shape[1]
+    limit = chebyshev_terms(width, thicknesses.max())
+    basis = np.empty((limit + 1, 2, n), dtype=np.float32)
+    basis[0] = 0
+    basis[0, 0, start] = 1
+    projected = np.zeros((limit + 1, limit), dtype=np.complex128)
+    check = FIRST_CHECK
+    for m in range(1, limit + 1):
+        new = basis[m]
+        _multiply(matrix, basis[m - 1], new)
+        for k in range(m):
+            re, im = np.float32(0), np.float32(0)
+            for j in range(n):
+                re += basis[k, 0, j] * new[0, j] + basis[k, 1, j] * new[1, j]
+                im += basis[k, 0, j] * new[1, j] - basis[k, 1, j] * new[0, j]
+            for j in range(n):
+                new[0, j] -= re * basis[k, 0, j] - im * basis[k, 1, j]
+                new[1, j] -= re * basis[k, 1, j] + im * basis[k, 0, j]
+            projected[k, m - 1] = complex(re, im)
+        norm = np.sqrt((new * new).sum())
+        projected[m, m - 1] = norm
+        last = norm < NOTHING * width or m == limit
+        if m == check or last:
+            y = hessenberg_wave(projected[:m, :m], thicknesses)
+            if last or _tail(y) < TOLERANCE:
+                break
+            check += max(check * 3 // 10, 2)
+        new /= np.float32(norm)
+    return basis[:m], y
+
+
+@numba.njit(cache=True)
+def _tail(y: Real64) -> float:
+    """Return the largest of the last three coefficients, at any thickness."""
+    return np.abs(y[:, :, -3:]).max()
+
+
+@numba.njit(cache=True)
+def chebyshev_terms(width: float, thickness: float) -> int:
+    """Return how many Chebyshev polynomials make exp(2 pi i t x) over an interval of that width.
+
+    Krylov vectors are never needed more.
+    """
+    argument = np.pi * width * thickness
+    return int(argument + 8 * argument ** (1 / 3) + 12)
+
+
+@numba.njit(cache=True)
+def chebyshev_coefficients(width: float, thicknesses: Real64) -> Real64:
+    """Return the coefficients of exp(2 pi i t x) in T_k(2 x / width), without i^k, shape (T, K).
+
+    They are Bessel functions, J_0 and 2 J_k (H. Tal-Ezer and R. Kosloff, J. Chem. Phys. 81, 3967
+    (1984)), here by Miller's downward recurrence.
+    """
+    terms = chebyshev_terms(width, thicknesses.max())
+    result = np.empty((len(thicknesses), terms))
+    values = np.empty(terms + 30)
+    for t in range(len(thicknesses)):
+        x = np.pi * width * thicknesses[t]
+        values[-1] = 0.0
+        values[-2] = 1e-30
+        for k in range(len(values) - 2, 0, -1):
+            values[k - 1] = 2 * k / x * values[k] - values[k + 1]
+            if abs(values[k - 1]) > 1e100:
+                values[k - 1 :] *= 1e-100
+        norm = values[0] + 2 * values[2::2].sum()  # J_0 + 2 (J_2 + J_4 + ...) = 1
+        result[t] = 2 / norm * values[:terms]
+        result[t, 0] /= 2
+    return result
+
+
+@numba.njit(cache=True, fastmath=True)
+def tridiagonal_wave(diagonal: Real64, side: Real64, thicknesses: Real64) -> Real64:
+    """Return exp(2 pi i t T) e_0 of a symmetric tridiagonal T, up to a phase.
+
+    Parameters
+    ----------
+    diagonal, side
+        Shapes (m,) and (m - 1,), 1/angstrom.
+
+    Returns
+    -------
+    Real and imaginary part, shape (T, 2, m).
+    """
+    m = len(diagonal)
+    # The interval is that of T itself, whatever rounding has made of it: the sum is always stable.
+    radius = np.zeros(m)
+    radius[1:] += side
+    radius[:-1] += side
+    low, high = (diagonal - radius).min(), (diagonal + radius).max()
+    width = max(high - low, 1e-6)
+    coefficients = chebyshev_coefficients(width, thicknesses)
+    middle = 4 / width * (diagonal - (low + high) / 2)
+    below = np.zeros(m + 1)  # below[j] stands between j - 1 and j
+    below[1:m] = 4 / width * side
+    y = np.zeros((len(thicknesses), 2, m))
+    now, last, new = np.zeros(m + 2), np.zeros(m + 2), np.zeros(m + 2)  # with a zero at each end
+    now[1] = 1.0
+    for k in range(coefficients.shape[1]):
+        for t in range(len(thicknesses)):
+            c = coefficients[t, k] if k % 4 < 2 else -coefficients[t, k]  # i^k: 1, i, -1, -i
+            part = y[t, k % 2]
+            for j in range(m):
+                part[j] += c * now[j + 1]
+        factor = 0.5 if k == 0 else 1.0
+        for j in range(m):
+            product = middle[j] * now[j + 1] + below[j] * now[j] + below[j + 1] * now[j + 2]
+            new[j + 1] = factor * product - last[j + 1]
+        last, now, new = now, new, last
+    return y
+
+
+@numba.njit(cache=True, fastmath=True)
+def hessenberg_wave(projected: Complex128, thicknesses: Real64) -> Real64:
+    """Return exp(2 pi i t h) e_0 of an upper Hessenberg h, as `tridiagonal_wave` does.
+
+    A Taylor series in steps: the Chebyshev sum would grow with the absorption.
+    """
+    m = len(projected)
+    size = 0.0
+    for i in range(m):
+        size = max(size, np.abs(projected[i, max(i - 1, 0) :]).sum())
+    y = np.empty((len(thicknesses), 2, m))
+    wave = np.zeros(m, dtype=np.complex128)
+    wave[0] = 1
+    term = np.empty(m, dtype=np.complex128)
+    done = 0.0
+    for t in np.argsort(thicknesses):
+        steps = int(np.ceil(2 * np.pi * size * (thicknesses[t] - done) / 8)) + 1
+        factor = 2j * np.pi * (thicknesses[t] - done) / steps
+        for _ in range(steps):
+            term[:] = wave
+            for k in range(1, 60):
+                above = 0j  # the only overwritten entry that a row needs
+                for i in range(m):
+                    product = projected[i, i - 1] * above if i > 0 else 0j
+                    for j in range(i, m):
+                        product += projected[i, j] * term[j]
+                    above = term[i]
+                    term[i] = product
+                term *= factor / k
+                wave += term
+                if np.abs(term).max() < 1e-9:
+                    break
+        done = thicknesses[t]
+        y[t, 0], y[t, 1] = wave.real, wave.imag
+    return y
+
+
+@numba.njit(cache=True, fastmath=True)
+def _exit_wave(basis: Real32, y: Real64, intensities: Real32) -> None:
+    """Write |sum_k y_k v_k|^2 of the Krylov vectors v_k."""
+    m, parts, n = basis.shape
+    re = np.zeros((parts, n), dtype=np.float32)
+    im = np.zeros((parts, n), dtype=np.float32)
+    for k in range(m):
+        u, v = np.float32(y[0, k]), np.float32(y[1, k])
+        for part in range(parts):
+            vector = basis[k, part]
+            for j in range(n):
+                re[part, j] += u * vector[j]
+                im[part, j] += v * vector[j]
+    for j in range(n):
+        if parts == 1:
+            intensities[j] = re[0, j] ** 2 + im[0, j] ** 2
+        else:
+            intensities[j] = (re[0, j] - im[1, j]) ** 2 + (im[0, j] + re[1, j]) ** 2
+
+
+@numba.njit(cache=True, parallel=True)
+def tridiagonal_waves(diagonals: Real64, sides: Real64, thicknesses: Real64) -> Real64:
+    """Return `tridiagonal_wave` of P matrices, shape (P, T, 2, m)."""
+    y = np.empty((len(diagonals), len(thicknesses), 2, diagonals.shape[1]))
+    for p in numba.prange(len(diagonals)):
+        y[p] = tridiagonal_wave(diagonals[p], sides[p], thicknesses)
+    return y
+
+
+@numba.njit(cache=True, parallel=True)
+def hessenberg_waves(projected: Complex128, thicknesses: Real64) -> Real64:
+    """Return `hessenberg_wave` of P matrices, shape (P, T, 2, m)."""
+    y = np.empty((len(projected), len(thicknesses), 2, projected.shape[1]))
+    for p in numba.prange(len(projected)):
+        y[p] = hessenberg_wave(projected[p], thicknesses)
+    return y
+
+
+KRYLOV_VECTORS = 256
+"""As many as about 1,000 angstrom ask for at 200 kV."""
+
+
+def pattern_memory(n_beams: int) -> int:
+    """Return the bytes that a pattern of so many beams takes: its matrix and its Krylov vectors.
+
+    Patterns of crystals with inversion take half.
+    """
+    return 8 * n_beams * (n_beams + KRYLOV_VECTORS)
+
+
+def most_beams(memory: float) -> int:
+    """Return the largest number of beams for which `pattern_memory` is within the memory, bytes."""
+    return int(np.sqrt(memory / 8 + (KRYLOV_VECTORS / 2) ** 2) - KRYLOV_VECTORS / 2)
