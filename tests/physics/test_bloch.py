@@ -3,70 +3,30 @@
 import numpy as np
 import pytest
 from abtem.bloch import BlochWaves, StructureFactor
-from ase import Atoms
 from ase.build import bulk
-from ase.spacegroup import crystal as from_space_group
+from crystals import (
+    CRYSTALS,
+    G_MAX,
+    GALLIUM_NITRIDE,
+    IDS,
+    QUARTZ,
+    S_MAX,
+    SILICON,
+    STRONTIUM_TITANATE,
+    TRICLINIC,
+    along,
+    crystal_of,
+    intensities,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import jv
 
 from diffractory.simulate.beams import Beams, select_beams
 from diffractory.simulate.bloch import bloch_intensities
-from diffractory.simulate.crystal import Crystal, mean_square_displacement
 from diffractory.simulate.kinematic import kinematic_intensities
-from diffractory.simulate.orientations import random_rotations, rotations_along
+from diffractory.simulate.orientations import random_rotations
 from diffractory.simulate.potential import potential_coefficients
-from diffractory.simulate.propagation import chebyshev_coefficients
-from diffractory.simulate.scattering import lorentz_factor, wavelength
-
-G_MAX, S_MAX = 1.5, 0.05
-
-STRONTIUM_TITANATE = from_space_group(
-    ["Sr", "Ti", "O"],
-    [(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0)],
-    spacegroup=221,
-    cellpar=[3.905, 3.905, 3.905, 90, 90, 90],
-)
-GALLIUM_NITRIDE = from_space_group(  # polar
-    ["Ga", "N"],
-    [(1 / 3, 2 / 3, 0), (1 / 3, 2 / 3, 0.376)],
-    spacegroup=186,
-    cellpar=[3.19, 3.19, 5.19, 90, 90, 120],
-)
-QUARTZ = from_space_group(  # chiral
-    ["Si", "O"],
-    [(0.4697, 0, 1 / 3), (0.4135, 0.2669, 0.4524)],
-    spacegroup=152,
-    cellpar=[4.916, 4.916, 5.405, 90, 90, 120],
-)
-TRICLINIC = Atoms(
-    "CuSeO",
-    scaled_positions=[(0.05, 0.1, 0.2), (0.4, 0.55, 0.6), (0.75, 0.2, 0.85)],
-    cell=[4.1, 4.7, 5.3, 82, 97, 105],
-    pbc=True,
-)
-SILICON = bulk("Si", "diamond", a=5.431, cubic=True)
-CRYSTALS = [STRONTIUM_TITANATE, GALLIUM_NITRIDE, QUARTZ, TRICLINIC, SILICON]
-IDS = ["SrTiO3", "GaN", "quartz", "triclinic", "Si"]
-
-
-def crystal_of(atoms: Atoms, b=0.0) -> Crystal:
-    return Crystal(
-        np.array(atoms.cell),
-        atoms.get_scaled_positions(),
-        atoms.numbers,
-        displacements=mean_square_displacement(b),
-    )
-
-
-def along(atoms: Atoms, uvw, angle=0.3):
-    return rotations_along(np.array([uvw]) @ np.array(atoms.cell), np.array([angle]))
-
-
-def intensities(solve, atoms, rotations, thicknesses, energy=200e3, b=0.0):
-    crystal = crystal_of(atoms, b)
-    beams = select_beams(crystal, rotations, energy, G_MAX, S_MAX)
-    return beams, solve(crystal, beams, np.array(thicknesses), G_MAX)
+from diffractory.simulate.scattering import wavelength
 
 
 def abtem_intensities(atoms, rotation, thickness, energy):
@@ -220,34 +180,84 @@ def test_forbidden_reflection_appears_by_multiple_scattering():
     assert dynamical[0, i] > 1e-3
 
 
-def test_debye_waller_factor_damps_by_its_closed_form():
-    crystal, b = crystal_of(SILICON), 0.7
-    bounds = np.array([8] * 3)
-    cold, warm = (
-        potential_coefficients(crystal_of(SILICON, x), bounds, 200e3, 1.5) for x in (0.0, b)
-    )
-    i = tuple(np.array([2, 2, 0]) + bounds)
-    g = np.linalg.norm(np.array([2, 2, 0]) @ crystal.reciprocal)
-    assert abs(warm[i] / cold[i]) == pytest.approx(np.exp(-b * g**2 / 4), rel=1e-9)
-
-
-def test_potential_carries_the_relativistic_mass():
-    crystal, bounds = crystal_of(SILICON), np.array([2] * 3)
-    low, high = (potential_coefficients(crystal, bounds, e, 0.5)[2, 2, 2] for e in (1e3, 3e5))
-    assert high / low == pytest.approx(lorentz_factor(3e5) / lorentz_factor(1e3))
-
-
-@pytest.mark.parametrize("x", [1e-3, 0.5, 7.0, 88.0, 900.0])
-def test_bessel_functions_equal_scipy(x):
-    values = chebyshev_coefficients(x / np.pi, np.array([1.0]))[0]
-    values[1:] /= 2
-    np.testing.assert_allclose(values, jv(np.arange(len(values)), x), atol=1e-12)
-    assert abs(jv(len(values), x)) < 1e-12
-
-
 def test_many_thicknesses_equal_one_by_one():
     rotation = random_rotations(1, np.random.default_rng(8))
     _, together = intensities(bloch_intensities, TRICLINIC, rotation, [50.0, 200.0, 700.0])
     for t, row in zip([50.0, 200.0, 700.0], together, strict=True):
         _, alone = intensities(bloch_intensities, TRICLINIC, rotation, [t])
         np.testing.assert_allclose(alone[0], row, atol=2e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(index=st.integers(0, len(CRYSTALS) - 1), seed=st.integers(0, 2**32 - 1))
+def test_absorption_leaves_less_than_came_in(index, seed):
+    """Intensities sum to less than 1, the less the thicker; without vibration nothing is lost."""
+    crystal = crystal_of(CRYSTALS[index], 0.5)
+    beams = select_beams(crystal, random_rotations(1, np.random.default_rng(seed)), 2e5, 1.5, 0.05)
+    thicknesses = np.array([50.0, 300.0, 1000.0])
+    total = bloch_intensities(crystal, beams, thicknesses, G_MAX, absorption=True).sum(axis=1)
+    assert 1 > total[0] > total[1] > total[2] > 0
+    at_rest = crystal_of(CRYSTALS[index])
+    kept = bloch_intensities(at_rest, beams, thicknesses, G_MAX, absorption=True).sum(axis=1)
+    np.testing.assert_allclose(kept, 1, atol=2e-4)
+
+
+def test_absorption_of_a_lone_beam_is_exponential():
+    """With no other beam the direct one decays as exp(-2 pi U''_0 t / K)."""
+    crystal = crystal_of(SILICON, 0.5)
+    zero = np.zeros((1, 3))
+    beams = Beams(
+        np.array([0, 1]), zero.astype(int), zero, np.zeros(1), np.array([[0, 0, 1.0]]), 2e5
+    )
+    bounds = np.array([20] * 3)
+    mean = potential_coefficients(crystal, bounds, 2e5, 3.0, absorption=True)[20, 20, 20].imag
+    thicknesses = np.array([100.0, 2000.0])
+    ours = bloch_intensities(crystal, beams, thicknesses, G_MAX, absorption=True)
+    expected = np.exp(-2 * np.pi * mean * wavelength(2e5) * thicknesses)
+    np.testing.assert_allclose(ours[:, 0], expected, rtol=1e-5)
+
+
+def test_tilted_foil_lengthens_the_way_of_the_beam():
+    """Two beams at s = 0, g in the foil's tilt axis: both run t / cos(tilt) through the crystal."""
+    crystal, energy, tilt = crystal_of(SILICON), 200e3, np.radians(40)
+    hkl = np.array([[0, 0, 0], [2, 2, 0]])
+    u = potential_coefficients(crystal, np.array([20] * 3), energy, 3.0)[22, 22, 20]
+    g = np.array([[0, 0, 0], [np.linalg.norm(hkl[1] @ crystal.reciprocal), 0, 0]])
+    normal = np.array([[0, np.sin(tilt), np.cos(tilt)]])
+    beams = Beams(np.array([0, 2]), hkl, g, np.zeros(2), normal, energy)
+    thicknesses = np.linspace(10, 800, 20)
+    ours = bloch_intensities(crystal, beams, thicknesses, G_MAX)[:, 1]
+    way = thicknesses / np.cos(tilt)
+    np.testing.assert_allclose(
+        ours, np.sin(np.pi * abs(u) * wavelength(energy) * way) ** 2, atol=1e-5
+    )
+    kinematic = kinematic_intensities(crystal, beams, np.array([1.0]), G_MAX)[0, 1]
+    assert kinematic == pytest.approx((np.pi * abs(u) * wavelength(energy) / np.cos(tilt)) ** 2)
+
+
+@pytest.mark.parametrize("atoms", [STRONTIUM_TITANATE, QUARTZ], ids=["SrTiO3", "quartz"])
+def test_tilted_foil_conserves_flux(atoms):
+    crystal = crystal_of(atoms, 0.5)
+    normal = np.array([0.3, -0.4, np.sqrt(0.75)])
+    beams = select_beams(
+        crystal, random_rotations(3, np.random.default_rng(0)), 2e5, 1.5, 0.05, normal
+    )
+    ours = bloch_intensities(crystal, beams, np.array([300.0]), G_MAX)[0]
+    np.testing.assert_allclose(np.add.reduceat(ours, beams.offsets[:-1]), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize(("uvw", "higher_zones"), [((1, 1, 1), False), ((1, 3, 3), True)])
+def test_mirror_related_pair_of_a_polar_crystal(uvw, higher_zones):
+    """Along [uvw] and its opposite: equal in the zero-order Laue zone alone, not beyond it."""
+    crystal = crystal_of(GALLIUM_NITRIDE, 0.5)
+    both = np.concatenate([along(GALLIUM_NITRIDE, uvw), along(GALLIUM_NITRIDE, np.negative(uvw))])
+    beams = select_beams(crystal, both, 2e5, 2.5, S_MAX)
+    ours = bloch_intensities(crystal, beams, np.array([400.0]), 2.5)[0]
+    here, there = (
+        dict(zip(map(tuple, beams.hkl[rows]), ours[rows], strict=True))
+        for rows in (slice(*beams.offsets[:2]), slice(*beams.offsets[1:]))
+    )
+    zero_order = [hkl for hkl in here if np.dot(hkl, uvw) == 0]
+    assert (len(zero_order) < len(here)) == higher_zones
+    difference = max(abs(here[hkl] - there[hkl]) for hkl in zero_order)
+    assert difference > 3e-4 if higher_zones else difference < 2e-6

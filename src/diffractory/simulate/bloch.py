@@ -63,7 +63,7 @@ def bloch_intensities(
     start = np.flatnonzero((beams.hkl == 0).all(axis=1)) - beams.offsets[:-1]
     problem = (
         np.array(parts, dtype=np.float32),
-        absorption,
+        bool(absorption and is_complex),  # atoms at rest absorb nothing
         int(bounds @ strides),
         beams.offsets,
         (beams.hkl @ strides).astype(np.int32),

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 Real32 = NDArray[np.float32]
 Real64 = NDArray[np.float64]
-Complex128 = NDArray[np.complex128]
 Integers = NDArray[np.int64]
 
 TOLERANCE = 3e-6
@@ -209,7 +208,7 @@ def _arnoldi(
     basis = np.empty((limit + 1, 2, n), dtype=np.float32)
     basis[0] = 0
     basis[0, 0, start] = 1
-    projected = np.zeros((limit + 1, limit), dtype=np.complex128)
+    projected = np.zeros((2, limit + 1, limit))
     check = FIRST_CHECK
     for m in range(1, limit + 1):
         new = basis[m]
@@ -222,15 +221,19 @@ def _arnoldi(
             for j in range(n):
                 new[0, j] -= re * basis[k, 0, j] - im * basis[k, 1, j]
                 new[1, j] -= re * basis[k, 1, j] + im * basis[k, 0, j]
-            projected[k, m - 1] = complex(re, im)
+            projected[0, k, m - 1], projected[1, k, m - 1] = re, im
         norm = np.sqrt((new * new).sum())
-        projected[m, m - 1] = norm
+        projected[0, m, m - 1] = norm
         last = norm < NOTHING * width or m == limit
         if m == check or last:
-            y = hessenberg_wave(projected[:m, :m], thicknesses)
-            if last or _tail(y) < TOLERANCE:
-                break
             check += max(check * 3 // 10, 2)
+            # The elastic part alone tells cheaply whether it is too early.
+            elastic = projected[0, :m, :m]
+            y = tridiagonal_wave(np.diag(elastic), np.diag(elastic, -1), thicknesses)
+            if last or _tail(y) < TOLERANCE:
+                y = hessenberg_wave(projected[:, :m, :m], thicknesses)
+                if last or _tail(y) < TOLERANCE:
+                    break
         new /= np.float32(norm)
     return basis[:m], y
 
@@ -275,6 +278,16 @@ def chebyshev_coefficients(width: float, thicknesses: Real64) -> Real64:
     return result
 
 
+@numba.njit(cache=True)
+def _interval(diagonal: Real64, side: Real64) -> tuple[float, float]:
+    """Return middle and width of an interval with all eigenvalues of a symmetric tridiagonal."""
+    radius = np.zeros(len(diagonal))
+    radius[1:] += side
+    radius[:-1] += side
+    low, high = (diagonal - radius).min(), (diagonal + radius).max()
+    return (low + high) / 2, max(high - low, 1e-6)
+
+
 @numba.njit(cache=True, fastmath=True)
 def tridiagonal_wave(diagonal: Real64, side: Real64, thicknesses: Real64) -> Real64:
     """Return exp(2 pi i t T) e_0 of a symmetric tridiagonal T, up to a phase.
@@ -290,13 +303,9 @@ def tridiagonal_wave(diagonal: Real64, side: Real64, thicknesses: Real64) -> Rea
     """
     m = len(diagonal)
     # The interval is that of T itself, whatever rounding has made of it: the sum is always stable.
-    radius = np.zeros(m)
-    radius[1:] += side
-    radius[:-1] += side
-    low, high = (diagonal - radius).min(), (diagonal + radius).max()
-    width = max(high - low, 1e-6)
+    middle, width = _interval(diagonal, side)
     coefficients = chebyshev_coefficients(width, thicknesses)
-    middle = 4 / width * (diagonal - (low + high) / 2)
+    centred = 4 / width * (diagonal - middle)
     below = np.zeros(m + 1)  # below[j] stands between j - 1 and j
     below[1:m] = 4 / width * side
     y = np.zeros((len(thicknesses), 2, m))
@@ -310,47 +319,74 @@ def tridiagonal_wave(diagonal: Real64, side: Real64, thicknesses: Real64) -> Rea
                 part[j] += c * now[j + 1]
         factor = 0.5 if k == 0 else 1.0
         for j in range(m):
-            product = middle[j] * now[j + 1] + below[j] * now[j] + below[j + 1] * now[j + 2]
+            product = centred[j] * now[j + 1] + below[j] * now[j] + below[j + 1] * now[j + 2]
             new[j + 1] = factor * product - last[j + 1]
         last, now, new = now, new, last
     return y
 
 
-@numba.njit(cache=True, fastmath=True)
-def hessenberg_wave(projected: Complex128, thicknesses: Real64) -> Real64:
-    """Return exp(2 pi i t h) e_0 of an upper Hessenberg h, as `tridiagonal_wave` does.
+SHORT_STEP = 12.0
+"""Argument of the Bessel functions up to which absorption may make Chebyshev polynomials grow."""
 
-    A Taylor series in steps: the Chebyshev sum would grow with the absorption.
+
+@numba.njit(cache=True, fastmath=True)
+def hessenberg_wave(projected: Real64, thicknesses: Real64) -> Real64:
+    """Return exp(2 pi i t h) e_0 of an upper Hessenberg h, up to a phase, as `tridiagonal_wave`.
+
+    Parameters
+    ----------
+    projected
+        Real and imaginary part of h, 1/angstrom, shape (2, m, m); nearly tridiagonal.
     """
-    m = len(projected)
-    size = 0.0
+    m = projected.shape[1]
+    middle, width = _interval(np.diag(projected[0]), np.diag(projected[0], -1))
+    width = max(width, 4 * np.abs(projected[1]).max())
+    h_re, h_im = 4 / width * projected[0], 4 / width * projected[1]
     for i in range(m):
-        size = max(size, np.abs(projected[i, max(i - 1, 0) :]).sum())
+        h_re[i, i] -= 4 / width * middle
     y = np.empty((len(thicknesses), 2, m))
-    wave = np.zeros(m, dtype=np.complex128)
-    wave[0] = 1
-    term = np.empty(m, dtype=np.complex128)
+    re, im = np.zeros(m), np.zeros(m)
+    re[0] = 1.0
     done = 0.0
     for t in np.argsort(thicknesses):
-        steps = int(np.ceil(2 * np.pi * size * (thicknesses[t] - done) / 8)) + 1
-        factor = 2j * np.pi * (thicknesses[t] - done) / steps
+        # Polynomials of an absorbing h grow with their order, so that one sum must not go far.
+        steps = int(np.pi * width * (thicknesses[t] - done) / SHORT_STEP) + 1
+        step = np.full(1, (thicknesses[t] - done) / steps)
+        coefficients = chebyshev_coefficients(width, step)[0]
         for _ in range(steps):
-            term[:] = wave
-            for k in range(1, 60):
-                above = 0j  # the only overwritten entry that a row needs
-                for i in range(m):
-                    product = projected[i, i - 1] * above if i > 0 else 0j
-                    for j in range(i, m):
-                        product += projected[i, j] * term[j]
-                    above = term[i]
-                    term[i] = product
-                term *= factor / k
-                wave += term
-                if np.abs(term).max() < 1e-9:
-                    break
+            re, im = _chebyshev_step(h_re, h_im, coefficients, re, im)
         done = thicknesses[t]
-        y[t, 0], y[t, 1] = wave.real, wave.imag
+        y[t, 0], y[t, 1] = re, im
     return y
+
+
+@numba.njit(cache=True, fastmath=True)
+def _chebyshev_step(
+    h_re: Real64, h_im: Real64, coefficients: Real64, re: Real64, im: Real64
+) -> tuple[Real64, Real64]:
+    """Return sum_k i^k c_k T_k(h / 2) v of a Hessenberg h and v = re + i im."""
+    m = len(re)
+    now, last, new = np.zeros((2, m)), np.zeros((2, m)), np.zeros((2, m))
+    now[0], now[1] = re, im
+    sum_re, sum_im = np.zeros(m), np.zeros(m)
+    for k in range(len(coefficients)):
+        c = coefficients[k] if k % 4 < 2 else -coefficients[k]
+        if k % 2 == 0:
+            sum_re += c * now[0]
+            sum_im += c * now[1]
+        else:
+            sum_re -= c * now[1]
+            sum_im += c * now[0]
+        factor = 0.5 if k == 0 else 1.0
+        for i in range(m):
+            product_re, product_im = 0.0, 0.0
+            for j in range(max(i - 1, 0), m):
+                product_re += h_re[i, j] * now[0, j] - h_im[i, j] * now[1, j]
+                product_im += h_re[i, j] * now[1, j] + h_im[i, j] * now[0, j]
+            new[0, i] = factor * product_re - last[0, i]
+            new[1, i] = factor * product_im - last[1, i]
+        last, now, new = now, new, last
+    return sum_re, sum_im
 
 
 @numba.njit(cache=True, fastmath=True)
@@ -383,9 +419,9 @@ def tridiagonal_waves(diagonals: Real64, sides: Real64, thicknesses: Real64) -> 
 
 
 @numba.njit(cache=True, parallel=True)
-def hessenberg_waves(projected: Complex128, thicknesses: Real64) -> Real64:
-    """Return `hessenberg_wave` of P matrices, shape (P, T, 2, m)."""
-    y = np.empty((len(projected), len(thicknesses), 2, projected.shape[1]))
+def hessenberg_waves(projected: Real64, thicknesses: Real64) -> Real64:
+    """Return `hessenberg_wave` of P matrices, (P, 2, m, m), shape (P, T, 2, m)."""
+    y = np.empty((len(projected), len(thicknesses), 2, projected.shape[2]))
     for p in numba.prange(len(projected)):
         y[p] = hessenberg_wave(projected[p], thicknesses)
     return y

@@ -120,8 +120,10 @@ def _waves(
         diagonal = torch.stack([overlap[:, -1].real for overlap in overlaps], dim=1)
         return tridiagonal_waves(diagonal.double().cpu().numpy(), side[:, :-1], thicknesses)
     m = len(overlaps)
-    projected = np.zeros((len(side), m, m), dtype=complex)
+    projected = np.zeros((len(side), 2, m, m))
     for k, overlap in enumerate(overlaps):
-        projected[:, : k + 1, k] = overlap.cpu().numpy()
-        projected[:, k + 1 : k + 2, k] = side[:, k : k + 1] if k + 1 < m else 0
+        projected[:, 0, : k + 1, k] = overlap.real.cpu().numpy()
+        projected[:, 1, : k + 1, k] = overlap.imag.cpu().numpy()
+    below = np.arange(m - 1)
+    projected[:, 0, below + 1, below] = side[:, :-1]
     return hessenberg_waves(projected, thicknesses)
