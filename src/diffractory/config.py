@@ -47,13 +47,16 @@ def _sentence(error: Any, known: list[tuple[str, ...]]) -> str:
     if error.validator == "oneOf":
         choices = " or ".join(choice["required"][0] for choice in error.validator_value)
         return f"config key {where} needs either {choices}"
+    if error.validator == "pattern" and "description" in error.schema:
+        return f"config key {where}: {error.instance!r} is not {error.schema['description']}"
     wanted = {
         "type": f"of type {error.validator_value}",
         "enum": f"one of {error.validator_value}",
         "minimum": f"at least {error.validator_value}",
         "maximum": f"at most {error.validator_value}",
         "exclusiveMinimum": f"greater than {error.validator_value}",
-        "minItems": "a list with at least one entry",
+        "minItems": f"a list of {error.validator_value} or more",
+        "maxItems": f"a list of {error.validator_value} or fewer",
     }.get(str(error.validator))
     if wanted is None:
         return f"config key {where}: {error.message}"

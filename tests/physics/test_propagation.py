@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from crystals import CRYSTALS, G_MAX, IDS, S_MAX, crystal_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,6 +81,7 @@ def test_torch_equals_numba(atoms, absorption, monkeypatch):
     monkeypatch.setattr(bloch, "propagate", both)
     compiled = bloch_intensities(crystal, beams, THICKNESSES, G_MAX, absorption=absorption)
     *problem, _ = problems[0]
+    torch.set_num_threads(1)  # matrices as small as these gain nothing from more
     budget = 2.5 * pattern_memory(np.diff(beams.offsets).max())
     batched = propagate_batches(*problem, "cpu", budget)
     np.testing.assert_allclose(batched, compiled, atol=1e-5)

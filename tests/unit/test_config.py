@@ -1,6 +1,7 @@
 """Every wrong key or type is refused by name, with the nearest known key."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 
 from diffractory.config import validate
 from diffractory.errors import InputError
+from diffractory.simulate.crystal import SYMBOLS
 
 ROOT = Path(__file__).parents[2]
 DEFAULTS = ROOT / "config/config.yaml"
@@ -61,6 +63,30 @@ def test_defaults_are_valid():
 def test_wrong_key_is_named(path, value, sentence):
     with pytest.raises(InputError, match=sentence):
         validate(changed(path, value), SCHEMA, DEFAULTS)
+
+
+def test_debye_waller_factors_go_by_the_symbols_of_elements():
+    schema = yaml.safe_load(SCHEMA.read_text())
+    pattern = re.compile(schema["$defs"]["element_or_default"]["pattern"])
+    letters = [chr(i) for i in range(ord("A"), ord("Z") + 1)]
+    words = [a + b for a in letters for b in ("", *map(str.lower, letters))]
+    assert {word for word in words if pattern.match(word)} == set(SYMBOLS)
+    validate(changed("simulate.debye_waller", {"default": 0.5, "O": 0.8}), SCHEMA, DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("debye_waller", {"default": 0.5, "Ox": 1}, "'Ox' is not the symbol of an element"),
+        ("debye_waller", {"O": 0.8}, "simulate.debye_waller.default is missing"),
+        ("foil_tilt", [10.0], "simulate.foil_tilt must be a list of 2 or more"),
+        ("foil_tilt", [90.0, 0.0], "simulate.foil_tilt.0 must be at most 60"),
+        ("device", "gpu", r"simulate.device must be one of \['cpu', 'cuda'\]"),
+    ],
+)
+def test_wrong_setting_of_the_simulation_is_named(key, value, sentence):
+    with pytest.raises(InputError, match=sentence):
+        validate(changed(f"simulate.{key}", value), SCHEMA, DEFAULTS)
 
 
 def test_missing_key_is_named():

@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from pymatgen.core import Lattice, Structure
 from test_config import DEFAULTS
 
 from diffractory.simulate.crystal import Crystal
+from diffractory.simulate.propagation import pattern_memory
 from diffractory.simulate.scattering import wavelength
 from diffractory.simulate.stage import collect_patterns, simulate_patterns
 from diffractory.store import InputError, read_patterns
@@ -174,6 +176,73 @@ def test_too_many_beams_are_rejected_by_name_and_counted(structures, tmp_path):
     facts = json.loads((tmp_path / "few/simulation.json").read_text())["facts"]
     reasons = {"too_many_beams": len(rejected)}
     assert facts == {"shards": 1, "accepted": len(few), "rejected": reasons}
+
+
+def test_a_small_memory_rejects_large_patterns(structures, tmp_path):
+    """The limit is that of one pattern, whatever the number of threads."""
+    memory = pattern_memory(150) / 2**30
+    for threads in (1, 3):
+        folder = tmp_path / str(threads)
+        folder.mkdir()
+        simulate(structures, folder, memory=memory, fraction=1.0, threads=threads)
+    assert sha256(tmp_path / "1/store") == sha256(tmp_path / "3/store")
+    detail = pd.read_parquet(tmp_path / "1/rejected.parquet")["detail"]
+    assert len(detail) > 0
+    assert detail.str.endswith("beams, more than 150").all()
+
+
+def test_settings_of_the_physics_reach_the_patterns(structures, tmp_path):
+    """Each key alone changes the intensities, and absorption takes some away."""
+    changes = {
+        "parametrization": {"parametrization": "kirkland"},
+        "debye_waller": {
+            "debye_waller": {"default": 0.5, "Na": 1.5, "Ti": 0.1, "N": 2.0, "O": 0.1}
+        },
+        "absorption": {"absorption": True},
+        "foil_tilt": {"foil_tilt": [30.0, 0.0]},
+        "precession": {"precession_angle": 1.0, "precession_steps": 6},
+    }
+    totals = {}
+    for name, change in ({"default": {}} | changes).items():
+        (tmp_path / name).mkdir()
+        store = simulate(structures, tmp_path / name, min_intensity=0.0, **change)
+        patterns = read_patterns(store)
+        halite = patterns.select(np.flatnonzero(patterns.material_id == "halite"))
+        totals[name] = halite.intensity.sum() / len(halite)
+    for name in ("default", "parametrization", "debye_waller", "foil_tilt", "precession"):
+        assert totals[name] == pytest.approx(1, abs=1e-3)
+    assert totals["absorption"] < 0.97
+    assert len({sha256(tmp_path / name / "store") for name in totals}) == len(totals)
+
+
+def test_precession_keeps_the_positions_of_the_spots(structures, tmp_path):
+    patterns = read_patterns(simulate(structures, tmp_path, precession_angle=1.5))
+    rows = pd.read_parquet(structures).set_index("material_id")
+    for p in range(len(patterns)):
+        crystal = Crystal.from_json(rows.loc[patterns.material_id[p], "structure"])
+        spots = slice(patterns.offsets[p], patterns.offsets[p + 1])
+        g = patterns.hkl[spots] @ crystal.reciprocal @ patterns.orientation[p].T
+        np.testing.assert_allclose(g[:, 0], patterns.qx[spots], atol=1e-6)
+        np.testing.assert_allclose(g[:, 1], patterns.qy[spots], atol=1e-6)
+        assert len(np.unique(patterns.hkl[spots], axis=0)) == len(g)
+
+
+def test_polar_crystals_are_seen_from_both_sides(structures, tmp_path):
+    """The sense of an axis is drawn only where inversion does not make it the same."""
+    patterns = read_patterns(simulate(structures, tmp_path, count=12))
+    flipped = {
+        name: (patterns.zone_axis[patterns.material_id == name].sum(axis=1) < 0).sum()
+        for name in CRYSTALS
+    }
+    assert flipped["halite"] == flipped["rutile"] == flipped["copper"] == 0
+    assert 0 < flipped["wurtzite"] < 12
+
+
+def test_missing_gpu_is_named(structures, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(InputError, match=r"simulate\.device is cuda, but torch .* finds no CUDA"):
+        simulate(structures, tmp_path, device="cuda")
 
 
 def test_a_run_with_too_few_patterns_left_stops(structures, tmp_path):

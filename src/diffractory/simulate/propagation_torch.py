@@ -15,6 +15,7 @@ from diffractory.simulate.propagation import (
     pattern_memory,
     tridiagonal_waves,
 )
+from diffractory.store import InputError
 
 SMALLEST_OF_LARGEST = 0.8
 """Least number of beams in a batch, as a fraction of the most: padding wastes the rest."""
@@ -43,7 +44,17 @@ def propagate_batches(
         As torch names it.
     memory
         Bytes that a batch may take on the device.
+
+    Raises
+    ------
+    InputError
+        If there is no such device.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"simulate.device is cuda, but torch {torch.__version__} finds no CUDA device here: "
+            "set it to cpu, or run where there is one"
+        )
     lookup = torch.from_numpy(table[0] if len(table) == 1 else table[0] + 1j * table[1]).to(device)
     result = np.empty((len(thicknesses), len(index)), dtype=np.float32)
     for batch in _batches(np.diff(offsets), memory):
