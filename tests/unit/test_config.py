@@ -49,7 +49,7 @@ def test_defaults_are_valid():
         ),
         ("qqq", 1, "unknown config key qqq: config/config.yaml lists every key"),
         ("simulate.thicknesses", 200, "config key simulate.thicknesses must be of type array"),
-        ("simulate.thicknesses", [], "config key simulate.thicknesses must be a list with at"),
+        ("simulate.thicknesses", [], "config key simulate.thicknesses must be a list of 1"),
         ("simulate.thicknesses", [-1], "simulate.thicknesses.0 must be greater than 0, not -1"),
         ("simulate.g_max", "1.5", "simulate.g_max must be of type number, not '1.5'"),
         ("simulate.engine", "blch", r"simulate.engine must be one of \['bloch', 'kinematic'\]"),
