@@ -20,11 +20,7 @@ import numba
 import numpy as np
 import pandas as pd
 import yaml
-from abtem.bloch import BlochWaves, StructureFactor
-from ase import Atoms
 from numpy.typing import NDArray
-from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
-from pymatgen.core import Structure
 from threadpoolctl import threadpool_limits
 
 from diffractory.simulate.beams import Beams, select_beams
@@ -32,7 +28,6 @@ from diffractory.simulate.bloch import bloch_intensities
 from diffractory.simulate.crystal import Crystal
 from diffractory.simulate.orientations import random_rotations
 from diffractory.simulate.stage import simulate_patterns
-from diffractory.structures.cleaning import Labelled, label_structure
 
 THREADS = 4
 CONFIG = yaml.safe_load((Path(__file__).parents[1] / "config" / "config.yaml").read_text())
@@ -45,7 +40,7 @@ class Case(NamedTuple):
     """A crystal of the mixture."""
 
     name: str
-    atoms: Atoms
+    atoms: Any
     crystal: Crystal
     centric: bool
     beams: int
@@ -53,6 +48,9 @@ class Case(NamedTuple):
 
 def prototypes() -> list[Case]:
     """Return all prototypes, with their number of beams in one orientation."""
+    from ase import Atoms  # the stage's processes import this file, and not the peers
+    from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
+
     cases = []
     for entry in AFLOW_PROTOTYPE_LIBRARY:
         structure = entry["snl"].structure.get_primitive_structure()
@@ -82,12 +80,16 @@ def ours(case: Case, rotations: NDArray[np.float64], thicknesses: list[float]) -
 
 def abtem_pattern(factors: Any, rotation: NDArray[np.float64]) -> Any:
     """Return abTEM's pattern of one orientation."""
+    from abtem.bloch import BlochWaves
+
     waves = BlochWaves(factors, ENERGY, S_MAX, G_MAX, orientation_matrix=rotation)
     return waves.calculate_diffraction_patterns(THICKNESS, lazy=False)
 
 
 def abtem_seconds(case: Case, rotations: NDArray[np.float64]) -> tuple[float, list[Any]]:
     """Return the seconds that abTEM takes in the faster of two ways, and its patterns."""
+    from abtem.bloch import StructureFactor
+
     seconds = []
     for workers in (1, THREADS):
         start = time.perf_counter()
@@ -181,10 +183,13 @@ def extra_thickness(cases: list[Case], orientations: int, count: int) -> float:
 
 def whole_stage(orientations: int, count: int) -> dict[str, float]:
     """Return patterns per second of the stage, and that as a fraction of the engine's own rate."""
+    from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
+
+    from diffractory.structures.cleaning import Labelled, label_structure
+
     rows, crystals = [], []
     for entry in spread(AFLOW_PROTOTYPE_LIBRARY, count):
-        structure: Structure = entry["snl"].structure
-        content = json.dumps(structure.as_dict()).encode()
+        content = json.dumps(entry["snl"].structure.as_dict()).encode()
         labelled = label_structure(CONFIG["structures"], "json", content)
         if isinstance(labelled, Labelled):
             rows.append({"material_id": entry["tags"]["aflow"], **labelled.row})
@@ -217,11 +222,11 @@ def main() -> None:
     cases = prototypes()
     ours(cases[0], np.eye(3)[None], [THICKNESS])  # compile, both for real and for complex matrices
     ours(next(c for c in cases if not c.centric), np.eye(3)[None], [THICKNESS])
-    result = compare(cases, *((10, 1) if quick else (100, 3)))
+    result = compare(cases, *((30, 1) if quick else (100, 3)))
     result["cost_exponent"] = scaling(cases, *((8, 4) if quick else (40, 10)))
     result["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     result["extra_thickness_cost"] = extra_thickness(cases, *((20, 4) if quick else (100, 12)))
-    result |= whole_stage(*((20, 60) if quick else (100, 288)))
+    result |= whole_stage(*((100, 60) if quick else (100, 288)))
     print(json.dumps({key: float(f"{value:.3g}") for key, value in result.items()}))
 
 

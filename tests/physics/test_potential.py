@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from crystals import GALLIUM_NITRIDE, QUARTZ, SILICON, STRONTIUM_TITANATE, TRICLINIC, crystal_of
 
-from diffractory.simulate.beams import index_bounds
 from diffractory.simulate.crystal import Crystal, mean_square_displacement
 from diffractory.simulate.potential import potential_coefficients, structure_factors
+from diffractory.simulate.reciprocal import index_bounds
 from diffractory.simulate.scattering import absorptive_factor, lorentz_factor, scattering_factor
 
 G_MAX = 3.0

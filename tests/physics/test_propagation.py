@@ -10,7 +10,7 @@ from scipy.linalg import expm
 from scipy.special import jv
 
 import diffractory.simulate.bloch as bloch
-from diffractory.simulate.beams import index_bounds, select_beams
+from diffractory.simulate.beams import select_beams
 from diffractory.simulate.bloch import bloch_intensities
 from diffractory.simulate.orientations import random_rotations, rotations_along
 from diffractory.simulate.potential import potential_coefficients
@@ -22,6 +22,7 @@ from diffractory.simulate.propagation import (
     tridiagonal_wave,
 )
 from diffractory.simulate.propagation_torch import propagate_batches
+from diffractory.simulate.reciprocal import index_bounds
 from diffractory.simulate.scattering import wavelength
 
 THICKNESSES = np.array([300.0, 40.0, 900.0])

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffractory.simulate.crystal import Crystal
+from diffractory.simulate.reciprocal import reflections
 from diffractory.simulate.scattering import wavelength
 
 BEAM_DIRECTION = np.array([0.0, 0.0, 1.0])
@@ -56,27 +57,7 @@ class Beams:
         into distances along the normal.
         """
         wave_number = 1 / wavelength(self.energy)
-        normal = self.foil_normal[self.pattern]
-        along = normal[:, 2] + (self.g * normal).sum(axis=1) / wave_number
-        return np.asarray(1 / along, dtype=np.float64)
-
-
-def index_bounds(crystal: Crystal, g_max: float) -> NDArray[np.int64]:
-    """Return the largest |h|, |k|, |l| of reflections with |g| <= g_max, shape (3,)."""
-    return np.floor(g_max * np.linalg.norm(crystal.cell, axis=1) + 1e-9).astype(np.int64)
-
-
-def reflections(crystal: Crystal, g_max: float) -> NDArray[np.int64]:
-    """Return hkl of all reflections with |g| <= g_max that the lattice allows, shape (G, 3)."""
-    axes = [np.arange(-n, n + 1) for n in index_bounds(crystal, g_max)]
-    hkl = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    metric = crystal.reciprocal @ crystal.reciprocal.T
-    hkl = hkl[np.einsum("gi,ij,gj->g", hkl, metric, hkl) <= g_max**2]
-    translations = crystal.lattice_translations()
-    if len(translations) == 1:
-        return hkl
-    phases = hkl @ translations.T
-    return hkl[(np.abs(phases - np.rint(phases)) < 1e-6).all(axis=1)]
+        return _obliquity(self.offsets, self.g, self.foil_normal, wave_number)
 
 
 def select_beams(
@@ -104,22 +85,21 @@ def select_beams(
     hkl = reflections(crystal, g_max)
     g = np.einsum("gi,ij->gj", hkl, crystal.reciprocal)
     curvature = wavelength(energy) / 2 * (g**2).sum(axis=1)
-    beams_of = _count_beams(g, curvature, orientations[:, 2], max_excitation_error)
-    offsets = np.concatenate([[0], np.cumsum(beams_of)])
-    chosen, s = _find_beams(g, curvature, orientations[:, 2], max_excitation_error, offsets)
-    rotations = np.repeat(orientations, beams_of, axis=0)
+    counts = _count_beams(g, curvature, orientations, max_excitation_error)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
     return Beams(
-        offsets=offsets,
-        hkl=hkl[chosen],
-        g=(rotations @ g[chosen][:, :, None])[:, :, 0],
-        excitation_error=s,
+        offsets,
+        *_find_beams(hkl, g, curvature, orientations, max_excitation_error, offsets),
         foil_normal=np.broadcast_to(foil_normal, (len(orientations), 3)),
         energy=energy,
     )
 
 
 @numba.njit(cache=True)
-def _excitation_error(g: NDArray[np.float64], curvature: float, beam: NDArray[np.float64]) -> float:
+def _excitation_error(
+    g: NDArray[np.float64], curvature: float, orientation: NDArray[np.float64]
+) -> float:
+    beam = orientation[2]  # in crystal axes
     return -(g[0] * beam[0] + g[1] * beam[1] + g[2] * beam[2]) - curvature
 
 
@@ -127,34 +107,57 @@ def _excitation_error(g: NDArray[np.float64], curvature: float, beam: NDArray[np
 def _count_beams(
     g: NDArray[np.float64],
     curvature: NDArray[np.float64],
-    beam: NDArray[np.float64],
+    orientations: NDArray[np.float64],
     limit: float,
 ) -> NDArray[np.int64]:
-    """Return the number of beams of each pattern; `beam` is its direction in crystal axes."""
-    counts = np.zeros(len(beam), dtype=np.int64)
-    for p in numba.prange(len(beam)):
+    """Return the number of beams of each pattern."""
+    counts = np.zeros(len(orientations), dtype=np.int64)
+    for p in numba.prange(len(orientations)):
         for i in range(len(g)):
-            counts[p] += abs(_excitation_error(g[i], curvature[i], beam[p])) <= limit
+            counts[p] += abs(_excitation_error(g[i], curvature[i], orientations[p])) <= limit
     return counts
 
 
 @numba.njit(cache=True, parallel=True)
 def _find_beams(
+    hkl: NDArray[np.int64],
     g: NDArray[np.float64],
     curvature: NDArray[np.float64],
-    beam: NDArray[np.float64],
+    orientations: NDArray[np.float64],
     limit: float,
     offsets: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the reflection and the excitation error of each beam."""
-    chosen = np.empty(offsets[-1], dtype=np.int64)
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return hkl, g in laboratory axes and the excitation error of each beam."""
+    chosen = np.empty((offsets[-1], 3), dtype=np.int64)
+    turned = np.empty((offsets[-1], 3))
     s = np.empty(offsets[-1])
-    for p in numba.prange(len(beam)):
-        b = offsets[p]
+    for p in numba.prange(len(orientations)):
+        beam = offsets[p]
         for i in range(len(g)):
-            error = _excitation_error(g[i], curvature[i], beam[p])
+            error = _excitation_error(g[i], curvature[i], orientations[p])
             if abs(error) <= limit:
-                chosen[b] = i
-                s[b] = error
-                b += 1
-    return chosen, s
+                chosen[beam] = hkl[i]
+                for a in range(3):
+                    turned[beam, a] = 0.0
+                    for b in range(3):
+                        turned[beam, a] += orientations[p, a, b] * g[i, b]
+                s[beam] = error
+                beam += 1
+    return chosen, turned, s
+
+
+@numba.njit(cache=True, parallel=True)
+def _obliquity(
+    offsets: NDArray[np.int64],
+    g: NDArray[np.float64],
+    foil_normal: NDArray[np.float64],
+    wave_number: float,
+) -> NDArray[np.float64]:
+    """Return K / (K_n + g_n) of each beam."""
+    result = np.empty(len(g))
+    for p in numba.prange(len(offsets) - 1):
+        n = foil_normal[p]
+        for i in range(offsets[p], offsets[p + 1]):
+            along = (g[i, 0] * n[0] + g[i, 1] * n[1] + g[i, 2] * n[2]) / wave_number
+            result[i] = 1 / (n[2] + along)
+    return result

@@ -116,10 +116,8 @@ class Crystal:
         displacements = np.broadcast_to(self.displacements, (count, 3, 3))
         cartesian = self.cell.T @ rotation @ np.linalg.inv(self.cell.T)
         turned = (cartesian @ displacements @ cartesian.T).reshape(count, 9)
-        _, species, counts = np.unique(
-            np.column_stack([self.numbers, occupancies]),
-            axis=0, return_inverse=True, return_counts=True,
-        )  # fmt: skip
+        kind = 2 * self.numbers + occupancies
+        _, species, counts = np.unique(kind, return_inverse=True, return_counts=True)
         rarest = np.flatnonzero(species == counts.argmin())
         moved = self.positions @ np.asarray(rotation).T
         candidates = self.positions[rarest] - moved[rarest[0]]

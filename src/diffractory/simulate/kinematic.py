@@ -3,9 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from diffractory.simulate.beams import Beams, index_bounds
+from diffractory.simulate.beams import Beams
 from diffractory.simulate.crystal import Crystal
 from diffractory.simulate.potential import potential_coefficients
+from diffractory.simulate.reciprocal import index_bounds
 from diffractory.simulate.scattering import Parametrization, wavelength
 
 

@@ -5,6 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffractory.simulate.crystal import Crystal
+from diffractory.simulate.reciprocal import half_sphere, sphere_rows
 from diffractory.simulate.scattering import (
     Parametrization,
     absorptive_factor,
@@ -45,9 +46,8 @@ def structure_factors(
     kinds, kind_of = np.unique(
         np.column_stack([crystal.numbers, displacements]), axis=0, return_inverse=True
     )
-    first, offsets = _rows(metric, bounds, g_max)
-    hkl = _half_sphere(first, offsets, bounds)
-    g = np.sqrt(np.einsum("gi,ij,gj->g", hkl, metric, hkl))
+    first, offsets = sphere_rows(metric, bounds, g_max)
+    hkl, g = half_sphere(first, offsets, bounds, metric)
     elastic, absorbed = np.zeros((2, len(kinds), len(g)))
     for kind, (z, *u) in enumerate(kinds):
         tensor = np.reshape(u, (3, 3))
@@ -62,46 +62,6 @@ def structure_factors(
         crystal.positions, occupancies, kind_of, elastic, absorbed, first, offsets, bounds, result
     )
     return result
-
-
-@numba.njit(cache=True)
-def _rows(
-    metric: NDArray[np.float64], bounds: NDArray[np.int64], g_max: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the first l of each row (h, k) with |g| <= g_max, and where the row starts in a list.
-
-    Half of the sphere, h >= 0, says all: the sum over atoms at -g is the conjugate of that at g.
-    """
-    rows = (bounds[0] + 1) * (2 * bounds[1] + 1)
-    first = np.zeros(rows, dtype=np.int64)
-    offsets = np.zeros(rows + 1, dtype=np.int64)
-    for row in range(rows):
-        h, k = row // (2 * bounds[1] + 1), row % (2 * bounds[1] + 1) - bounds[1]
-        # g^2 = c l^2 + 2 b l + a
-        a = metric[0, 0] * h * h + metric[1, 1] * k * k + 2 * metric[0, 1] * h * k
-        b, c = metric[0, 2] * h + metric[1, 2] * k, metric[2, 2]
-        square = b * b - c * (a - g_max**2)
-        offsets[row + 1] = offsets[row]
-        if square >= 0:
-            low = int(np.ceil((-b - np.sqrt(square)) / c - 1e-9))
-            high = int(np.floor((-b + np.sqrt(square)) / c + 1e-9))
-            first[row] = low
-            offsets[row + 1] += max(high - low + 1, 0)
-    return first, offsets
-
-
-@numba.njit(cache=True)
-def _half_sphere(
-    first: NDArray[np.int64], offsets: NDArray[np.int64], bounds: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Return hkl of the list that `_rows` describes, shape (G, 3)."""
-    hkl = np.empty((offsets[-1], 3))
-    for row in range(len(first)):
-        for i in range(offsets[row], offsets[row + 1]):
-            hkl[i, 0] = row // (2 * bounds[1] + 1)
-            hkl[i, 1] = row % (2 * bounds[1] + 1) - bounds[1]
-            hkl[i, 2] = first[row] + i - offsets[row]
-    return hkl
 
 
 @numba.njit(cache=True, parallel=True, fastmath=True)
@@ -155,7 +115,7 @@ def _sum_atoms(
 def _damping(
     tensor: NDArray[np.float64],
     g: NDArray[np.float64],
-    hkl: NDArray[np.float64],
+    hkl: NDArray[np.int64],
     crystal: Crystal,
 ) -> NDArray[np.float64]:
     """Return exp(-2 pi^2 g.U.g) of scattering vectors with lengths g."""
@@ -182,4 +142,5 @@ def potential_coefficients(
     factors = structure_factors(
         crystal, bounds, g_max, parametrization, energy if absorption else None
     )
-    return lorentz_factor(energy) / (np.pi * crystal.volume) * factors
+    factors *= lorentz_factor(energy) / (np.pi * crystal.volume)
+    return factors

@@ -20,9 +20,6 @@ TOLERANCE = 3e-6
 NOTHING = 5e-7
 """Norms of new Krylov vectors below this fraction of the spectrum's width are rounding errors."""
 
-FIRST_CHECK = 8
-"""Krylov vectors after which convergence is looked at first; then after 30 % more each time."""
-
 
 @numba.njit(cache=True, parallel=True, fastmath=True)
 def propagate(
@@ -168,7 +165,7 @@ def _lanczos(
     basis[0] = 0
     basis[0, 0, start] = 1
     alpha, beta = np.empty(limit), np.empty(limit)
-    check = FIRST_CHECK
+    check = first_check(width, thicknesses.max(), matrix.shape[1])
     for m in range(1, limit + 1):
         now, new = basis[m - 1].reshape(-1), basis[m].reshape(-1)
         _multiply(matrix, basis[m - 1], basis[m])
@@ -189,9 +186,10 @@ def _lanczos(
         last = beta[m - 1] < NOTHING * width or m == limit
         if m == check or last:
             y = tridiagonal_wave(alpha[:m], beta[: m - 1], thicknesses)
-            if last or _tail(y) < TOLERANCE:
+            tail = np.abs(y[:, :, -3:]).max()
+            if last or tail < TOLERANCE:
                 break
-            check += max(check * 3 // 10, 2)
+            check = next_check(m, tail)
         scale = np.float32(1 / beta[m - 1])
         for j in range(len(new)):
             new[j] *= scale
@@ -209,7 +207,7 @@ def _arnoldi(
     basis[0] = 0
     basis[0, 0, start] = 1
     projected = np.zeros((2, limit + 1, limit))
-    check = FIRST_CHECK
+    check = first_check(width, thicknesses.max(), matrix.shape[1])
     for m in range(1, limit + 1):
         new = basis[m]
         _multiply(matrix, basis[m - 1], new)
@@ -226,22 +224,30 @@ def _arnoldi(
         projected[0, m, m - 1] = norm
         last = norm < NOTHING * width or m == limit
         if m == check or last:
-            check += max(check * 3 // 10, 2)
             # The elastic part alone tells cheaply whether it is too early.
             elastic = projected[0, :m, :m]
             y = tridiagonal_wave(np.diag(elastic), np.diag(elastic, -1), thicknesses)
-            if last or _tail(y) < TOLERANCE:
+            tail = np.abs(y[:, :, -3:]).max()
+            if last or tail < TOLERANCE:
                 y = hessenberg_wave(projected[:, :m, :m], thicknesses)
-                if last or _tail(y) < TOLERANCE:
+                tail = np.abs(y[:, :, -3:]).max()
+                if last or tail < TOLERANCE:
                     break
+            check = next_check(m, tail)
         new /= np.float32(norm)
     return basis[:m], y
 
 
 @numba.njit(cache=True)
-def _tail(y: Real64) -> float:
-    """Return the largest of the last three coefficients, at any thickness."""
-    return np.abs(y[:, :, -3:]).max()
+def first_check(width: float, thickness: float, n: int) -> int:
+    """Return how many Krylov vectors n beams need at least, as a rule."""
+    return 8 + int(min(np.pi * width * thickness, n)) // 2
+
+
+@numba.njit(cache=True)
+def next_check(m: int, tail: float) -> int:
+    """Return when to look again: once the last coefficients fall, they fall fast."""
+    return m + max(m // 6 if tail > 0.05 else m // 12, 2)
 
 
 @numba.njit(cache=True)

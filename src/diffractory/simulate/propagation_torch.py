@@ -7,11 +7,12 @@ import torch
 from numpy.typing import NDArray
 
 from diffractory.simulate.propagation import (
-    FIRST_CHECK,
     NOTHING,
     TOLERANCE,
     chebyshev_terms,
+    first_check,
     hessenberg_waves,
+    next_check,
     pattern_memory,
     tridiagonal_waves,
 )
@@ -95,7 +96,7 @@ def _exit_waves(
     width = ((diagonal + radius).amax(dim=1) - (diagonal - radius).amin(dim=1)).clamp(min=1e-6)
     limit = chebyshev_terms(width.max().item(), thicknesses.max())
     basis, overlaps, norms = [wave], [], []
-    check = FIRST_CHECK
+    check = first_check(width.min().item(), thicknesses.max(), matrix.shape[1])
     for m in range(1, limit + 1):
         new = torch.bmm(matrix, basis[-1][:, :, None])
         # For Hermitian H the earlier overlaps vanish; Arnoldi's need a second pass in float32.
@@ -112,9 +113,10 @@ def _exit_waves(
         basis.append(new[:, :, 0] / torch.where(norm == 0, torch.inf, norm)[:, None])
         if m in (check, limit):
             y = _waves(overlaps, norms, absorbing, thicknesses)
-            if np.abs(y[..., -3:]).max() < TOLERANCE:
+            tail = np.abs(y[..., -3:]).max()
+            if tail < TOLERANCE:
                 break
-            check += max(check * 3 // 10, 2)
+            check = next_check(m, tail)
     amplitudes = torch.from_numpy(y[:, :, 0] + 1j * y[:, :, 1]).to(matrix.device, torch.complex64)
     return torch.bmm(amplitudes, torch.stack(basis[:m], dim=1).to(torch.complex64))
 
