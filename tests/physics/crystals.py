@@ -64,13 +64,21 @@ def intensities(solve, atoms, rotations, thicknesses, energy=200e3, b=0.0):
 
 
 @cache
-def prototype(index: int) -> tuple[Crystal, np.ndarray]:
-    """Return one of pymatgen's AFLOW prototypes and its space group's rotations, (M, 3, 3)."""
+def prototype(index: int) -> tuple[Crystal, np.ndarray] | None:
+    """Return one of pymatgen's AFLOW prototypes and its point group's operations, (M, 3, 3).
+
+    None if its rounded coordinates leave the group to the tolerance.
+    """
     structure = AFLOW_PROTOTYPE_LIBRARY[index]["snl"].structure.get_primitive_structure()
+    groups = []
+    for symprec in (1e-4, 1e-2):
+        operations = SpacegroupAnalyzer(structure, symprec=symprec).get_symmetry_operations()
+        rotations = [np.rint(operation.rotation_matrix).astype(int) for operation in operations]
+        groups.append(np.unique(rotations, axis=0))
+    if len(groups[0]) != len(groups[1]):
+        return None
     numbers = np.array(structure.atomic_numbers)
-    crystal = Crystal(np.array(structure.lattice.matrix), structure.frac_coords, numbers)
-    operations = SpacegroupAnalyzer(structure, symprec=1e-4).get_symmetry_operations()
-    return crystal, np.unique([np.rint(o.rotation_matrix).astype(int) for o in operations], axis=0)
+    return Crystal(np.array(structure.lattice.matrix), structure.frac_coords, numbers), groups[0]
 
 
 PROTOTYPES = len(AFLOW_PROTOTYPE_LIBRARY)

@@ -85,7 +85,7 @@ def test_torch_equals_numba(atoms, absorption, monkeypatch):
     torch.set_num_threads(1)  # matrices as small as these gain nothing from more
     budget = 2.5 * pattern_memory(np.diff(beams.offsets).max())
     batched = propagate_batches(*problem, "cpu", budget)
-    np.testing.assert_allclose(batched, compiled, atol=1e-5)
+    np.testing.assert_allclose(batched, compiled, atol=2e-5)
 
 
 def test_workers_and_memory_change_nothing():
