@@ -34,7 +34,7 @@ from diffractory.simulate.crystal import Crystal
 from diffractory.simulate.kinematic import kinematic_intensities
 from diffractory.simulate.orientations import random_rotations
 
-THREADS = 4
+THREADS = min(4, numba.get_num_threads())
 ENERGY, G_MAX, S_MAX = 200e3, 1.5, 0.05
 OTHER_SIDE = np.diag([1.0, -1.0, -1.0])
 """From diffsims' axes, where electrons travel along -z, to ours."""
@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer crystals")
     quick = parser.parse_args().quick
-    numba.set_num_threads(min(THREADS, numba.get_num_threads()))
+    numba.set_num_threads(THREADS)
     orientations, count = 100, 3 if quick else 8
     pairs = [crystal_pair(entry) for entry in AFLOW_PROTOTYPE_LIBRARY]
     pairs = sorted(

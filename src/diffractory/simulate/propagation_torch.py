@@ -18,6 +18,9 @@ from diffractory.simulate.propagation import (
 )
 from diffractory.store import InputError
 
+WORKSPACE = 3
+"""Memory while the matrices are built, as a multiple of theirs: indices, weights, moduli."""
+
 SMALLEST_OF_LARGEST = 0.8
 """Least number of beams in a batch, as a fraction of the most: padding wastes the rest."""
 
@@ -82,7 +85,7 @@ def _batches(n_beams: NDArray[np.int64], memory: float) -> Iterator[NDArray[np.i
     while len(order):
         largest = int(n_beams[order[0]])
         similar = int((n_beams[order] >= SMALLEST_OF_LARGEST * largest).sum())
-        count = max(1, min(similar, int(memory / pattern_memory(largest))))
+        count = max(1, min(similar, int(memory / (WORKSPACE * pattern_memory(largest)))))
         yield order[:count]
         order = order[count:]
 
