@@ -27,6 +27,7 @@ from diffractory.simulate.kinematic import kinematic_intensities
 from diffractory.simulate.orientations import random_rotations
 from diffractory.simulate.potential import potential_coefficients
 from diffractory.simulate.scattering import wavelength
+from diffractory.store import InputError
 
 
 def abtem_intensities(atoms, rotation, thickness, energy):
@@ -233,6 +234,12 @@ def test_tilted_foil_lengthens_the_way_of_the_beam():
     )
     kinematic = kinematic_intensities(crystal, beams, np.array([1.0]), G_MAX)[0, 1]
     assert kinematic == pytest.approx((np.pi * abs(u) * wavelength(energy) / np.cos(tilt)) ** 2)
+
+
+def test_foil_along_the_beam_is_refused():
+    normal = np.array([np.cos(0.03), 0.0, np.sin(0.03)])
+    with pytest.raises(InputError, match=r"tilted so far.*simulate\.foil_tilt"):
+        select_beams(crystal_of(SILICON), np.eye(3)[None], 2e5, G_MAX, S_MAX, normal)
 
 
 @pytest.mark.parametrize("atoms", [STRONTIUM_TITANATE, QUARTZ], ids=["SrTiO3", "quartz"])

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from diffractory.simulate.crystal import Crystal
 from diffractory.simulate.reciprocal import reflections
 from diffractory.simulate.scattering import wavelength
+from diffractory.store import InputError
 
 BEAM_DIRECTION = np.array([0.0, 0.0, 1.0])
 """In laboratory axes."""
@@ -80,8 +81,19 @@ def select_beams(
         In 1/angstrom.
     foil_normal
         Normal of the foil's surfaces in laboratory axes, unit vectors, shape (P, 3), or (3,) for
-        one of all patterns; less than 90 degrees from the beam.
+        one of all patterns.
+
+    Raises
+    ------
+    InputError
+        If a foil is tilted so far that beams would not leave through its far side.
     """
+    if (foil_normal[..., 2] <= wavelength(energy) * g_max).any():
+        raise InputError(
+            f"a foil is tilted so far that beams up to g_max = {g_max} 1/angstrom do not leave "
+            "through its far side: reduce simulate.foil_tilt, simulate.precession_angle or "
+            "simulate.g_max"
+        )
     hkl = reflections(crystal, g_max)
     g = np.einsum("gi,ij->gj", hkl, crystal.reciprocal)
     curvature = wavelength(energy) / 2 * (g**2).sum(axis=1)
