@@ -21,6 +21,10 @@ NOTHING = 5e-7
 """Norms of new Krylov vectors below this fraction of the spectrum's width are rounding errors."""
 
 
+NEGLIGIBLE = 1e-10
+"""Chebyshev coefficients below this are left out, as most are of the lesser thicknesses."""
+
+
 @numba.njit(cache=True, parallel=True, fastmath=True)
 def propagate(
     table: Real32,
@@ -321,10 +325,12 @@ def tridiagonal_wave(diagonal: Real64, side: Real64, thicknesses: Real64) -> Rea
         for t in range(len(thicknesses)):
             c = coefficients[t, k] if k % 4 < 2 else -coefficients[t, k]  # i^k: 1, i, -1, -i
             part = y[t, k % 2]
-            for j in range(m):
+            if abs(c) < NEGLIGIBLE:
+                continue
+            for j in range(min(k + 1, m)):  # T_k has come no further
                 part[j] += c * now[j + 1]
         factor = 0.5 if k == 0 else 1.0
-        for j in range(m):
+        for j in range(min(k + 2, m)):
             product = centred[j] * now[j + 1] + below[j] * now[j] + below[j + 1] * now[j + 2]
             new[j + 1] = factor * product - last[j + 1]
         last, now, new = now, new, last
