@@ -1,10 +1,13 @@
 """Worker processes for stages whose items are independent."""
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 
 from diffractory.errors import InputError
 
@@ -34,10 +37,24 @@ def worker_pool(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
+    start = partial(_start, prepare)
     try:
-        with ProcessPoolExecutor(processes, mp_context=context, initializer=prepare) as pool:
+        with ProcessPoolExecutor(processes, mp_context=context, initializer=start) as pool:
             yield pool
     except BrokenProcessPool as error:
         raise InputError(
             f"A process was killed, most likely for want of memory: {advice}"
         ) from error
+
+
+def _start(prepare: Callable[[], None]) -> None:
+    """Prepare a process, and let it end with the one that started it, even if that is killed."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    prepare()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
