@@ -55,6 +55,8 @@ def _sentence(error: Any, known: list[tuple[str, ...]]) -> str:
         "minimum": f"at least {error.validator_value}",
         "maximum": f"at most {error.validator_value}",
         "exclusiveMinimum": f"greater than {error.validator_value}",
+        "exclusiveMaximum": f"less than {error.validator_value}",
+        "multipleOf": f"a multiple of {error.validator_value}",
         "minItems": f"a list of {error.validator_value} or more",
         "maxItems": f"a list of {error.validator_value} or fewer",
     }.get(str(error.validator))

@@ -11,7 +11,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from diffractory.evaluation.metrics import (
     class_metrics,
     confusion_matrix,
-    draw_per_group,
+    random_ranks,
     row_normalized,
     vote,
     wilson_interval,
@@ -102,25 +102,28 @@ def test_vote_does_not_depend_on_the_order_of_items(n_items, seed):
     np.testing.assert_allclose(found[1], expected[1], atol=1e-11)
 
 
-def test_draw_takes_without_replacement_and_all_of_small_groups():
+def test_ranks_are_a_random_order_of_each_group():
     groups = np.repeat([0, 1, 2], [30, 4, 10])
-    drawn = draw_per_group(groups, ["a", "b", "c"], 10, seed=1)
-    assert len(np.unique(drawn)) == len(drawn) == 24
-    assert np.bincount(groups[drawn]).tolist() == [10, 4, 10]
-    assert (np.diff(drawn) > 0).all()
+    ranks = random_ranks(groups, ["a", "b", "c"], 5, seed=1)
+    assert ranks.shape == (5, 44)
+    for group, size in enumerate((30, 4, 10)):
+        for order in ranks[:, groups == group]:
+            assert sorted(order) == list(range(size))
+    assert len({tuple(order) for order in ranks}) == 5
+    assert np.bincount(groups[ranks[0] < 10]).tolist() == [10, 4, 10]
 
 
-def test_draw_of_a_group_does_not_depend_on_the_others():
-    both = draw_per_group(np.repeat([0, 1], 50), ["a", "b"], 10, seed=1)
-    alone = draw_per_group(np.zeros(50, int), ["b"], 10, seed=1)
-    np.testing.assert_array_equal(both[10:] - 50, alone)
-    assert not np.array_equal(alone, both[:10])  # groups of one size are not drawn alike
-    assert not np.array_equal(alone, draw_per_group(np.zeros(50, int), ["b"], 10, seed=2))
+def test_ranks_of_a_group_do_not_depend_on_the_others_or_the_number_of_draws():
+    both = random_ranks(np.repeat([0, 1], 50), ["a", "b"], 3, seed=1)
+    alone = random_ranks(np.zeros(50, int), ["b"], 2, seed=1)
+    np.testing.assert_array_equal(both[:2, 50:], alone)
+    assert not np.array_equal(alone, both[:2, :50])  # groups of one size are not drawn alike
+    assert not np.array_equal(alone, random_ranks(np.zeros(50, int), ["b"], 2, seed=2))
 
 
-def test_draw_reaches_every_item():
+def test_every_item_is_drawn_as_often():
     names = [f"m{k}" for k in range(400)]
-    drawn = draw_per_group(np.repeat(np.arange(400), 12), names, 3, seed=0)
-    hits = np.bincount(drawn % 12, minlength=12)
+    ranks = random_ranks(np.repeat(np.arange(400), 12), names, 1, seed=0)[0]
+    hits = (ranks < 3).reshape(400, 12).sum(axis=0)
     assert hits.min() > 60  # 100 expected, standard deviation 9
     assert hits.max() < 140

@@ -21,7 +21,8 @@ wildcard_constraints:
     engine="bloch|kinematic",
     shard=r"\d+",
     shards=r"\d+",
-    n=r"\d+",
+    n=r"\w+",
+    network="pe_ag_gmoe|mvof_ml|ours",
 
 
 DATASET = config["dataset"]

@@ -1,15 +1,38 @@
-SYMMETRY_MODELS = ["random_forest"]
-# The models that each table and figure of the study reads; those without read the data set alone.
+SYMMETRY_NETWORKS = ["pe_ag_gmoe", "mvof_ml", "ours"]
+SYMMETRY_MODELS = ["random_forest", *SYMMETRY_NETWORKS]
+TELL_SPACE_GROUPS = ["random_forest", "pe_ag_gmoe", "ours"]
+# The models whose predictions each table and figure reads; those without read the data set alone.
+# Words name what goes beyond the paper.
 SYMMETRY_TABLES = {
-    1: SYMMETRY_MODELS,
-    2: [],
-    3: SYMMETRY_MODELS,
-    4: SYMMETRY_MODELS,
-    5: [],
+    "1": SYMMETRY_MODELS,
+    "2": ["pe_ag_gmoe"],
+    "3": TELL_SPACE_GROUPS,
+    "4": TELL_SPACE_GROUPS,
+    "5": [],
+    "6": [],
+    "calibration": SYMMETRY_MODELS,
 }
-SYMMETRY_FIGURES = {1: SYMMETRY_MODELS, 3: [], 4: []}
-# Which of them take the vote over several zone axes.
-SYMMETRY_VOTES = {"table": {3, 4}, "figure": {1}}
+SYMMETRY_FIGURES = {
+    "1": SYMMETRY_MODELS,
+    "3": [],
+    "4": [],
+    "5": [],
+    "6": [],
+    "7": [],
+    "8": [],
+    "zone_axes": SYMMETRY_MODELS,
+    "calibration": SYMMETRY_MODELS,
+}
+# Which of them take the vote over several zone axes, and which show PE-AG-GMoE itself.
+SYMMETRY_VOTES = {"table": ["3", "4"], "figure": ["1"]}
+SHOW_PE_AG_GMOE = {"table": ["6"], "figure": ["5", "6", "7", "8"]}
+
+
+def shown_model(kind, name):
+    """Return the model that a table or figure shows the inside of, if any."""
+    return (
+        ["results/models/symmetry/pe_ag_gmoe"] if name in SHOW_PE_AG_GMOE[kind] else []
+    )
 
 
 rule train_random_forest:
@@ -56,6 +79,52 @@ rule evaluate_random_forest:
         "../scripts/evaluate_random_forest.py"
 
 
+rule train_network:
+    input:
+        patterns=PATTERNS,
+        structures=STRUCTURES,
+    output:
+        model=directory("results/models/symmetry/{network}"),
+    log:
+        "logs/train_network/{network}.log",
+    conda:
+        "../../envs/training.yaml"
+    threads: 32
+    resources:
+        mem_mb=lambda wildcards, attempt: 16000 * attempt,
+        runtime=lambda wildcards, attempt: 1440 * attempt,
+    params:
+        settings=lambda wildcards: config["symmetry"][wildcards.network],
+        max_spots=config["symmetry"]["max_spots"],
+        hardware=config["symmetry"]["hardware"],
+        seed=config["seed"],
+    script:
+        "../scripts/train_network.py"
+
+
+rule evaluate_network:
+    input:
+        model="results/models/symmetry/{network}",
+        patterns=PATTERNS,
+        structures=STRUCTURES,
+    output:
+        predictions="results/evaluation/symmetry/{network}.parquet",
+        run="results/evaluation/symmetry/{network}.run.json",
+    log:
+        "logs/evaluate_network/{network}.log",
+    conda:
+        "../../envs/training.yaml"
+    threads: 8
+    resources:
+        mem_mb=lambda wildcards, attempt: 16000 * attempt,
+        runtime=lambda wildcards, attempt: 240 * attempt,
+    params:
+        hardware=config["symmetry"]["hardware"],
+        seed=config["seed"],
+    script:
+        "../scripts/evaluate_network.py"
+
+
 rule summarize_dataset:
     input:
         patterns=PATTERNS,
@@ -81,8 +150,9 @@ rule tabulate_symmetry:
     input:
         dataset="results/evaluation/symmetry/dataset.parquet",
         predictions=lambda wildcards: predictions_of(
-            "symmetry", SYMMETRY_TABLES[int(wildcards.n)]
+            "symmetry", SYMMETRY_TABLES[wildcards.n]
         ),
+        model=lambda wildcards: shown_model("table", wildcards.n),
     output:
         csv="results/tables/symmetry/table_{n}.csv",
         markdown="results/tables/symmetry/table_{n}.md",
@@ -96,9 +166,7 @@ rule tabulate_symmetry:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
-        context=lambda wildcards: table_context(
-            int(wildcards.n) in SYMMETRY_VOTES["table"]
-        ),
+        context=lambda wildcards: table_context(wildcards.n in SYMMETRY_VOTES["table"]),
         seed=config["seed"],
     script:
         "../scripts/tabulate_symmetry.py"
@@ -108,8 +176,9 @@ rule plot_symmetry:
     input:
         dataset="results/evaluation/symmetry/dataset.parquet",
         predictions=lambda wildcards: predictions_of(
-            "symmetry", SYMMETRY_FIGURES[int(wildcards.n)]
+            "symmetry", SYMMETRY_FIGURES[wildcards.n]
         ),
+        model=lambda wildcards: shown_model("figure", wildcards.n),
     output:
         svg="results/figures/symmetry/figure_{n}.svg",
         png="results/figures/symmetry/figure_{n}.png",
@@ -121,12 +190,10 @@ rule plot_symmetry:
         "../../envs/evaluation.yaml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
-        context=lambda wildcards: table_context(
-            int(wildcards.n) in SYMMETRY_VOTES["figure"]
-        ),
+        context=lambda wildcards: table_context(wildcards.n in SYMMETRY_VOTES["figure"]),
         seed=config["seed"],
     script:
         "../scripts/plot_symmetry.py"

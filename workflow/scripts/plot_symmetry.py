@@ -7,7 +7,7 @@ from stage import stage
 
 with stage(snakemake.log[0]):
     make_figure(
-        number=int(snakemake.wildcards.n),
+        name=snakemake.wildcards.n,
         dataset=Path(snakemake.input.dataset),
         predictions={Path(path).stem: Path(path) for path in snakemake.input.predictions},
         context=snakemake.params.context | {"seed": snakemake.params.seed},
@@ -15,4 +15,7 @@ with stage(snakemake.log[0]):
         png=Path(snakemake.output.png),
         csv=Path(snakemake.output.csv),
         run=Path(snakemake.output.run),
+        architecture=next(
+            (Path(model, "architecture.json") for model in snakemake.input.model), None
+        ),
     )

@@ -65,38 +65,41 @@ def class_metrics(
     )
 
 
-def draw_per_group(
-    groups: NDArray[np.int64], names: Sequence[str], count: int, seed: int
+def random_ranks(
+    groups: NDArray[np.int64], names: Sequence[str], n_draws: int, seed: int
 ) -> NDArray[np.int64]:
-    """Draw up to ``count`` items of each group at random, without replacement.
+    """Return the place of each item, from 0, in random orders of its group.
+
+    The items whose rank is below n are n items drawn from each group without replacement, or all
+    of a group that has fewer. The draws for n and for n + 1 differ by one item of each group.
 
     Parameters
     ----------
     groups
         Group of each item as an index into ``names``, sorted, shape (N,).
     names
-        Names of the groups; what is drawn from a group follows from its name and ``seed`` alone.
-    count
-        Items per group; a group with fewer gives all it has.
+        Names of the groups; the orders of a group follow from its name and ``seed`` alone.
+    n_draws
+        Number of orders D; the first ones do not depend on it.
     seed
         Global seed.
 
     Returns
     -------
     NDArray
-        Indices of the drawn items in ascending order.
+        Ranks, shape (D, N).
     """
     offsets = np.searchsorted(groups, np.arange(len(names) + 1))
-    drawn = [
-        np.arange(start, stop)
-        if stop - start <= count
-        else start
-        + generator(seed, "aggregate", name).choice(
-            stop - start, count, replace=False, shuffle=False
-        )
-        for name, start, stop in zip(names, offsets[:-1], offsets[1:], strict=True)
-    ]
-    return np.sort(np.concatenate([np.empty(0, np.int64), *drawn]))
+    keys = np.hstack(
+        [
+            generator(seed, "aggregate", name).random((n_draws, size))
+            for name, size in zip(names, np.diff(offsets), strict=True)
+        ]
+    )
+    order = np.lexsort((keys, np.broadcast_to(groups, keys.shape)))
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, (np.arange(len(groups)) - offsets[groups])[None], axis=1)
+    return ranks
 
 
 def vote(

@@ -1,9 +1,12 @@
 """The stages that write the prediction files, from which every table and figure is made."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from diffractory.store import (
     CRYSTAL_SYSTEMS,
@@ -13,11 +16,13 @@ from diffractory.store import (
     recorded,
     write_parquet,
 )
-from diffractory.training.random_forest import (
-    describe_patterns,
-    labels_of_split,
-    load_random_forest,
-)
+from diffractory.training.labels import labels_of_split
+from diffractory.training.networks import load_network, predict
+from diffractory.training.random_forest import describe_patterns, load_random_forest
+from diffractory.training.spots import SpotBatches
+
+BATCH_SIZE = 64
+"""Patterns that a network predicts at a time."""
 
 
 def summarize_dataset(
@@ -46,12 +51,7 @@ def evaluate_random_forest(
     """
     inputs = [model / "model.safetensors", model / "hparams.json", patterns, structures]
     with recorded(run, "evaluate_random_forest", {}, inputs, seed) as facts:
-        truth = labels_of_split(patterns, structures, "test")
-        if truth.empty:
-            raise InputError(
-                f"no pattern of {patterns} belongs to the test part: use more structures, or raise "
-                "split.test"
-            )
+        truth = _test_patterns(patterns, structures)
         forest = load_random_forest(model)
         said = forest.predict(
             describe_patterns(patterns, truth["pattern"].to_numpy(), forest.descriptor)
@@ -67,3 +67,55 @@ def evaluate_random_forest(
         table[[f"predicted_{name}" for name in LATTICE]] = said.lattice
         write_parquet(predictions, table)
         facts["test_patterns"] = len(table)
+
+
+def evaluate_network(
+    model: Path,
+    patterns: Path,
+    structures: Path,
+    predictions: Path,
+    run: Path,
+    hardware: Mapping[str, Any],
+    seed: int,
+    threads: int,
+) -> None:
+    """Write what `evaluate_random_forest` does, of a network.
+
+    Networks tell no lattice constants. One that does not tell the space group has no columns for
+    it, and one that knows its ``uncertainty`` has a column for that.
+
+    Raises
+    ------
+    InputError
+        If there is no test pattern, the model cannot be read, or the device is not there.
+    """
+    torch.set_num_threads(threads)
+    inputs = [model / "model.safetensors", model / "hparams.json", patterns, structures]
+    with recorded(run, "evaluate_network", {"hardware": dict(hardware)}, inputs, seed) as facts:
+        truth = _test_patterns(patterns, structures)
+        network, max_spots = load_network(model)
+        batches = SpotBatches(patterns, truth, BATCH_SIZE, max_spots, seed, False, False)
+        order, said = predict(network, batches, hardware)
+        order = np.argsort(order)  # as in the store, which is the order of the rows
+        table = truth.drop(columns=["split", *LATTICE])
+        system = said.crystal_system.numpy()[order]
+        table["predicted_crystal_system"] = np.array(CRYSTAL_SYSTEMS)[system.argmax(axis=1)]
+        table[[f"probability_{name}" for name in CRYSTAL_SYSTEMS]] = system
+        if said.space_group is not None:
+            group = said.space_group.numpy()[order]
+            table["predicted_space_group"] = group.argmax(axis=1) + 1
+            table["probability_space_group"] = group.max(axis=1)
+        if said.uncertainty is not None:
+            table["uncertainty"] = said.uncertainty.numpy()[order]
+        write_parquet(predictions, table)
+        facts["test_patterns"] = len(table)
+
+
+def _test_patterns(patterns: Path, structures: Path) -> pd.DataFrame:
+    truth = labels_of_split(patterns, structures, "test")
+    if truth.empty:
+        raise InputError(
+            f"no pattern of {patterns} belongs to the test part: use more structures, or raise "
+            "split.test"
+        )
+    return truth

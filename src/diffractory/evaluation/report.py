@@ -12,7 +12,15 @@ from xml.etree import ElementTree as ET
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from diffractory.evaluation.tables import NOT_RUN, Grid, Table, grid, listed, read_table
+from diffractory.evaluation.tables import (
+    NOT_RUN,
+    Grid,
+    Table,
+    grid,
+    heading,
+    listed,
+    read_table,
+)
 from diffractory.store import InputError, write_text
 
 STUDIES = {
@@ -45,7 +53,7 @@ STUDIES = {
 class ShownTable:
     """A table in the report."""
 
-    number: int
+    name: str
     table: Table
     grid: Grid
     files: tuple[str, ...]
@@ -55,7 +63,7 @@ class ShownTable:
 class ShownFigure:
     """A figure in the report."""
 
-    number: int
+    name: str
     title: str
     caption: str
     svg: Markup
@@ -114,7 +122,8 @@ def make_report(
     output
         The HTML file to write. It needs no other file, no script and no network.
     tables
-        CSV files ``.../{study}/table_{n}.csv``, each with its Markdown file beside it.
+        CSV files ``.../{study}/table_{n}.csv``, each with its Markdown file beside it; n is a
+        number of the paper, or a word.
     figures
         SVG files ``.../{study}/figure_{n}.svg`` as ``style.write_figure`` makes them.
     records
@@ -144,6 +153,7 @@ def make_report(
         runs=_runs(studies),
         not_run=NOT_RUN,
         duration=_duration,
+        heading=heading,
     )
     write_text(output, page)
 
@@ -157,16 +167,21 @@ def _study(name: str, tables: Sequence[Path], figures: Sequence[Path], folder: P
         title,
         citation,
         doi,
-        tuple(sorted(shown_tables, key=lambda table: table.number)),
-        tuple(sorted(shown_figures, key=lambda figure: figure.number)),
+        tuple(sorted(shown_tables, key=_in_order)),
+        tuple(sorted(shown_figures, key=_in_order)),
     )
 
 
-def _number(path: Path, kind: str) -> int:
-    found = re.fullmatch(rf"{kind}_(\d+)", path.stem)
-    if found is None:
-        raise InputError(f"{path} is not named {kind}_N with a number N: rename it")
-    return int(found[1])
+def _name(path: Path, kind: str) -> str:
+    name = path.stem.removeprefix(f"{kind}_")
+    if name in ("", path.stem):
+        raise InputError(f"{path} is not named {kind}_N with a number or a word N: rename it")
+    return name
+
+
+def _in_order(shown: ShownTable | ShownFigure) -> tuple[int, str]:
+    """Sort by number, and then by word."""
+    return (int(shown.name), "") if shown.name.isdecimal() else (10**9, shown.name)
 
 
 def _files(path: Path, folder: Path, *suffixes: str) -> tuple[str, ...]:
@@ -174,8 +189,8 @@ def _files(path: Path, folder: Path, *suffixes: str) -> tuple[str, ...]:
 
 
 def _shown_table(path: Path, folder: Path) -> ShownTable:
-    number, table = _number(path, "table"), read_table(path)
-    return ShownTable(number, table, grid(table.cells), _files(path, folder, ".csv", ".md"))
+    name, table = _name(path, "table"), read_table(path)
+    return ShownTable(name, table, grid(table.cells), _files(path, folder, ".csv", ".md"))
 
 
 def _shown_figure(path: Path, folder: Path) -> ShownFigure:
@@ -187,7 +202,7 @@ def _shown_figure(path: Path, folder: Path) -> ShownFigure:
     caption = root.findtext(".//{*}description", default="")
     svg = _inline(root, f"{path.parent.name}-{path.stem}", title)
     files = _files(path, folder, ".svg", ".png", ".csv")
-    return ShownFigure(_number(path, "figure"), title, caption, svg, files)
+    return ShownFigure(_name(path, "figure"), title, caption, svg, files)
 
 
 def _inline(root: ET.Element, prefix: str, title: str) -> Markup:
@@ -256,7 +271,7 @@ def _stand_ins(studies: Sequence[Study]) -> list[tuple[str, str]]:
     for study in studies:
         for shown in study.tables:
             for text in filter(None, dict.fromkeys(shown.table.cells["stand_in"])):
-                found.setdefault(f"{text}\0{study.title}", []).append(str(shown.number))
+                found.setdefault(f"{text}\0{study.title}", []).append(shown.name)
     sentences = []
     for key, numbers in found.items():
         text, title = key.split("\0")

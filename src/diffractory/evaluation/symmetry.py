@@ -1,22 +1,31 @@
-"""Predictions of the symmetry study: single patterns, and votes over the patterns of a material."""
+"""Predictions of the symmetry study: of single patterns, and of the patterns of a material."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from diffractory.evaluation.metrics import draw_per_group, vote
+from diffractory.evaluation.fusion import fuse_opinions
+from diffractory.evaluation.metrics import random_ranks, vote
 from diffractory.evaluation.tables import listed
 from diffractory.store import CRYSTAL_SYSTEMS, InputError
 
 STUDY = "symmetry"
 
-MODELS = {"pe_ag_gmoe": "PE-AG-GMoE", "random_forest": "RF", "mvof_ml": "MVOF-ML"}
-"""Models by the name of their file, as the paper prints them."""
+MODELS = {
+    "pe_ag_gmoe": "PE-AG-GMoE",
+    "random_forest": "RF",
+    "mvof_ml": "MVOF-ML",
+    "ours": "Ours",
+}
+"""Models by the name of their file, as the paper prints them, and our own."""
+
+SPACE_GROUP_MODELS = ("pe_ag_gmoe", "random_forest", "ours")
+"""Models that predict space groups."""
 
 PRINTED = tuple(reversed(range(len(CRYSTAL_SYSTEMS))))
 """Crystal systems in the order of the paper, which is the opposite of ours."""
@@ -36,7 +45,8 @@ class Outcome:
     truth, predicted
         True and predicted class: a crystal system, or the number of a space group; shape (N,).
     confidence
-        Probability of the predicted class; of a vote, its mean over the patterns; shape (N,).
+        Probability of the predicted class; of a vote, its mean over the patterns; of fused
+        opinions, the fused one; shape (N,).
     """
 
     system: NDArray[np.int64]
@@ -67,24 +77,44 @@ class Patterns(Outcome):
         Names of the materials, sorted.
     probability
         As ``metrics.vote`` takes it: of every crystal system, or of the predicted space group.
+    uncertainty
+        Of the opinion that ``probability`` belongs to, shape (N,), from a model that has opinions.
     """
 
     material: NDArray[np.int64]
     names: tuple[str, ...]
     probability: NDArray[np.float64]
+    uncertainty: NDArray[np.float64] | None
 
-    def voted(self, count: int, seed: int) -> Outcome:
-        """Return the outcome of the materials by majority vote over ``count`` drawn patterns."""
-        drawn = draw_per_group(self.material, self.names, count, seed)
-        winner, confidence = vote(
-            self.material[drawn],
-            self.predicted[drawn],
-            self.probability[drawn],
-            len(self.names),
-            N_SPACE_GROUPS + 1 if self.probability.ndim == 1 else N_SYSTEMS,
-        )
-        first = np.searchsorted(self.material, np.arange(len(self.names)))
+    def ranks(self, n_draws: int, seed: int) -> NDArray[np.int64]:
+        """Return the place of each pattern in random orders of its material, shape (D, N)."""
+        return random_ranks(self.material, self.names, n_draws, seed)
+
+    def aggregated(self, chosen: NDArray[np.bool_]) -> Outcome:
+        """Return the outcome of the materials, by fusion of opinions or else by majority vote.
+
+        ``chosen``, shape (N,), has a pattern of each material or more.
+        """
+        material, probability = self.material[chosen], self.probability[chosen]
+        n = len(self.names)
+        if self.uncertainty is None:
+            n_classes = N_SPACE_GROUPS + 1 if probability.ndim == 1 else N_SYSTEMS
+            winner, confidence = vote(material, self.predicted[chosen], probability, n, n_classes)
+        else:
+            fused, _ = fuse_opinions(probability, self.uncertainty[chosen], material, n)
+            winner, confidence = fused.argmax(axis=1), fused.max(axis=1)
+        first = np.searchsorted(self.material, np.arange(n))
         return Outcome(self.system[first], self.truth[first], winner, confidence)
+
+
+def aggregated_how(single: Mapping[str, Patterns]) -> str:
+    """Return in words how the patterns of a material are combined, by model."""
+    fused = [MODELS[model] for model, said in single.items() if said.uncertainty is not None]
+    return "by majority vote, where ties go to the higher mean probability" + (
+        f" (by fusion of opinions, with the reduced Dempster rule, for {listed(fused)})"
+        if fused
+        else ""
+    )
 
 
 def read_dataset(path: Path) -> pd.DataFrame:
@@ -106,7 +136,8 @@ def read_predictions(path: Path, dataset: pd.DataFrame, target: str) -> Patterns
     Parameters
     ----------
     path
-        The model's Parquet file, one row per test pattern.
+        The model's Parquet file, one row per test pattern. Its column ``uncertainty``, if any, is
+        read with the crystal systems, to which it belongs.
     dataset
         As ``read_dataset`` gives it.
     target
@@ -117,11 +148,12 @@ def read_predictions(path: Path, dataset: pd.DataFrame, target: str) -> Patterns
     InputError
         If the file is not of this form, is empty, or holds a material outside the test split.
     """
-    scores = ["probability_space_group"]
+    scores, optional = ["probability_space_group"], []
     if target == "crystal_system":
         scores = [f"probability_{system}" for system in CRYSTAL_SYSTEMS]
+        optional = ["uncertainty"]
     columns = ["pattern", "material_id", "crystal_system", "space_group", f"predicted_{target}"]
-    table = _read(path, [*columns, *scores])
+    table = _read(path, [*columns, *scores], optional)
     if table.empty:
         raise InputError(f"{path} holds no predictions: evaluate the model again")
     material, names = pd.factorize(table["material_id"], sort=True)
@@ -151,18 +183,21 @@ def read_predictions(path: Path, dataset: pd.DataFrame, target: str) -> Patterns
         material=material[order].astype(np.int64),
         names=tuple(str(name) for name in names),
         probability=probability,
+        uncertainty=(table["uncertainty"].to_numpy(np.float64) if "uncertainty" in table else None),
     )
 
 
-def check_number(number: int, known: Mapping[int, Any], kind: str) -> None:
-    """Raise InputError if this study has no table or figure of this number."""
-    if number not in known:
-        has = listed([str(n) for n in known])
-        raise InputError(f"there is no {kind} {number} of the {STUDY} study; it has {has}")
+def check_name(name: str, known: Collection[str], kind: str) -> None:
+    """Raise InputError if this study has no table or figure of this name."""
+    if name not in known:
+        has = listed(list(known))
+        raise InputError(f"there is no {kind} {name} of the {STUDY} study; it has {has}")
 
 
-def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+def _read(path: Path, columns: list[str], optional: Collection[str] = ()) -> pd.DataFrame:
+    """Read columns, and those of the optional ones that are there."""
     try:
+        columns = columns + [name for name in pq.read_schema(path).names if name in optional]
         table = pd.read_parquet(path, columns=columns)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is not a table with {listed(columns)}: {error}") from error

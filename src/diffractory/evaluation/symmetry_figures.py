@@ -1,4 +1,4 @@
-"""Figures of the symmetry study, numbered as in Nathani et al. (2026)."""
+"""Figures of the symmetry study: of Nathani et al. (2026) by number, and ours by name."""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -10,6 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from diffractory.evaluation.architecture import architecture_figure
+from diffractory.evaluation.drawing import Drawing, write_drawing
 from diffractory.evaluation.metrics import confusion_matrix, row_normalized
 from diffractory.evaluation.published import published_column
 from diffractory.evaluation.style import (
@@ -18,7 +20,6 @@ from diffractory.evaluation.style import (
     SYSTEM_COLOURS,
     WIDTH,
     figure_style,
-    write_figure,
 )
 from diffractory.evaluation.symmetry import (
     MODELS,
@@ -26,14 +27,31 @@ from diffractory.evaluation.symmetry import (
     PRINTED,
     STUDY,
     Outcome,
-    check_number,
+    aggregated_how,
+    check_name,
     read_dataset,
     read_predictions,
 )
+from diffractory.evaluation.symmetry_curves import calibration_figure, zone_axes_figure
 from diffractory.evaluation.tables import listed
-from diffractory.store import CRYSTAL_SYSTEMS, InputError, atomic_file, recorded
+from diffractory.store import CRYSTAL_SYSTEMS, InputError, recorded
 
-FIGURES: dict[int, tuple[str, ...]] = {1: tuple(MODELS), 3: (), 4: ()}
+ARCHITECTURE = {
+    "5": ("", False, "PE-AG-GMoE from spots to classes"),
+    "6": ("encoder", False, "Pointlist encoder"),
+    "7": ("graph", False, "Attention graph"),
+    "8": ("graphormer", True, "Graphormer with mixtures of experts"),
+}
+"""Figures of the built network: which block is drawn, whether its blocks too, and the title."""
+
+FIGURES: dict[str, tuple[str, ...]] = {
+    "1": tuple(MODELS),
+    "3": (),
+    "4": (),
+    **dict.fromkeys(ARCHITECTURE, ()),
+    "zone_axes": tuple(MODELS),
+    "calibration": tuple(MODELS),
+}
 """Models whose predictions each figure reads; all figures read the dataset."""
 
 NAMES = [CRYSTAL_SYSTEMS[k].capitalize() for k in PRINTED]
@@ -47,12 +65,9 @@ MIN_BLOCK, MAX_LINE = 9, 80
 Block = tuple[str, int, pd.DataFrame]
 """A crystal system, the place of its first bar, and its space groups."""
 
-Drawing = tuple[Figure, str, str, pd.DataFrame]
-"""A figure, its title, its caption, and the data in it."""
-
 
 def make_figure(
-    number: int,
+    name: str,
     dataset: Path,
     predictions: Mapping[str, Path],
     context: Mapping[str, Any],
@@ -60,12 +75,13 @@ def make_figure(
     png: Path,
     csv: Path,
     run: Path,
+    architecture: Path | None = None,
 ) -> None:
-    """Write one figure of the paper from our data.
+    """Write one figure from our data.
 
     Parameters
     ----------
-    number
+    name
         A key of ``FIGURES``.
     dataset
         ``dataset.parquet``: one row per material that has patterns.
@@ -76,6 +92,8 @@ def make_figure(
         patterns per material in the vote.
     svg, png, csv, run
         What to write: the figure twice, the plotted data, and the record.
+    architecture
+        ``architecture.json`` of PE-AG-GMoE, for the figures in ``ARCHITECTURE``.
 
     Raises
     ------
@@ -83,27 +101,41 @@ def make_figure(
         If an input is not of the form described, the study has no such figure, or no model ran
         that the figure could show.
     """
-    check_number(number, FIGURES, "figure")
-    used = {model: predictions[model] for model in FIGURES[number] if model in predictions}
-    if FIGURES[number] and not used:
+    check_name(name, FIGURES, "figure")
+    used = {model: predictions[model] for model in FIGURES[name] if model in predictions}
+    if FIGURES[name] and not used:
         raise InputError(
-            f"figure {number} shows predictions, but no model ran: run one of "
-            f"{listed(FIGURES[number])}"
+            f"figure {name} shows predictions, but no model ran: run one of {listed(FIGURES[name])}"
         )
-    inputs = [dataset, *used.values()]
-    with recorded(run, "plot_symmetry", {**context, "figure": number}, inputs, context["seed"]):
+    inputs = [dataset, *used.values(), *([architecture] if architecture else [])]
+    with recorded(run, "plot_symmetry", {**context, "figure": name}, inputs, context["seed"]):
         materials = read_dataset(dataset)
         with figure_style():
-            figure, title, caption, data = (
-                _figure_1(materials, used, context) if number == 1
-                else {3: _figure_3, 4: _figure_4}[number](materials)
-            )  # fmt: skip
-            caption += f" Dataset {context['dataset']}, scale {context['scale']}."
-            write_figure(figure, title, caption, svg, png)
-        with atomic_file(csv) as partial:
-            data.assign(
-                dataset=context["dataset"], scale=context["scale"], seed=context["seed"]
-            ).to_csv(partial, index=False, lineterminator="\n", float_format="%.2f")
+            drawing = _drawing(name, materials, used, context, architecture)
+            write_drawing(drawing, context, svg, png, csv)
+
+
+def _drawing(
+    name: str,
+    dataset: pd.DataFrame,
+    used: Mapping[str, Path],
+    context: Mapping[str, Any],
+    architecture: Path | None,
+) -> Drawing:
+    match name:
+        case "1":
+            return _figure_1(dataset, used, context)
+        case "3":
+            return _figure_3(dataset)
+        case "4":
+            return _figure_4(dataset)
+        case "zone_axes":
+            return zone_axes_figure(dataset, used, context["seed"])
+        case "calibration":
+            return calibration_figure(dataset, used)
+    if architecture is None:
+        raise InputError(f"figure {name} shows the network PE-AG-GMoE, which was not run: train it")
+    return architecture_figure(architecture, *ARCHITECTURE[name])
 
 
 def _figure_1(
@@ -115,12 +147,14 @@ def _figure_1(
         len(used), 4, width_ratios=(1, 1, 0.62, 0.62), left=0.135, right=0.985, wspace=0.09,
         hspace=0.45, top=1 - 0.52 / height, bottom=0.48 / height,
     )  # fmt: skip
+    singles = {
+        model: read_predictions(path, dataset, "crystal_system") for model, path in used.items()
+    }
     data = []
-    for line, (model, path) in enumerate(used.items()):
-        single = read_predictions(path, dataset, "crystal_system")
-        voted = single.voted(context["aggregate"], context["seed"])
+    for line, (model, single) in enumerate(singles.items()):
+        chosen = single.ranks(1, context["seed"])[0] < context["aggregate"]
         axes = [figure.add_subplot(grid[line, column]) for column in range(4)]
-        kinds = ((single, "patterns"), (voted, "materials"))
+        kinds = ((single, "patterns"), (single.aggregated(chosen), "materials"))
         for k, (outcome, items) in enumerate(kinds):
             confusions = _draw_confusion(axes[k], outcome)
             confidences = _draw_confidence(axes[2 + k], outcome)
@@ -135,11 +169,13 @@ def _figure_1(
         axes[0].text(-0.03, 1.12, MODELS[model], transform=axes[0].transAxes, ha="right",
                      fontweight="bold", fontsize=9)  # fmt: skip
     caption = (
-        "Crystal systems predicted from single patterns (a, c) and by majority vote over up to "
-        f"{context['aggregate']} patterns of a material (b, d). a, b: share of each true system "
-        "(row) that was given each name (column), in percent. c, d: confidence by true system; "
-        "each histogram has its own height, the line marks the median. The confidence of a vote "
-        "is the mean probability of the winner. RF: hierarchical random forest."
+        "Crystal systems predicted from single patterns (a, c) and from up to "
+        f"{context['aggregate']} patterns of a material together (b, d), combined "
+        f"{aggregated_how(singles)}. a, b: share of each true system (row) that was given each "
+        "name (column), in percent. c, d: confidence by true system; each histogram has its own "
+        "height, the line marks the median. The confidence of a vote is the mean probability of "
+        "the winner, that of a fusion the fused probability. RF: hierarchical random forest. "
+        "Ours: the network of this project."
     )
     absent = [name for model, name in MODELS.items() if model not in used]
     if absent:
@@ -147,7 +183,7 @@ def _figure_1(
     columns = ["model", "panel", "items", "true", "predicted", "bin_low", "bin_high", "count",
                "percent"]  # fmt: skip
     title = "Confusion and confidence of the crystal system"
-    return figure, title, caption, pd.concat(data)[columns]
+    return Drawing(figure, title, caption, pd.concat(data)[columns])
 
 
 def _draw_confusion(ax: Axes, outcome: Outcome) -> pd.DataFrame:
@@ -225,7 +261,7 @@ def _figure_3(dataset: pd.DataFrame) -> Drawing:
     )
     data = pd.DataFrame({"crystal_system": NAMES, "patterns": patterns.astype(int),
                          "percent": percent, "published_percent": published})  # fmt: skip
-    return figure, "Patterns by crystal system", caption, data
+    return Drawing(figure, "Patterns by crystal system", caption, data)
 
 
 def _figure_4(dataset: pd.DataFrame) -> Drawing:
@@ -256,7 +292,7 @@ def _figure_4(dataset: pd.DataFrame) -> Drawing:
     )
     counts["crystal_system"] = [CRYSTAL_SYSTEMS[k].capitalize() for k in counts.pop("system")]
     data = counts[["crystal_system", "space_group", "patterns", "materials"]]
-    return figure, "Patterns per space group in the test split", caption, data
+    return Drawing(figure, "Patterns per space group in the test split", caption, data)
 
 
 def _lines(counts: pd.DataFrame) -> list[list[Block]]:

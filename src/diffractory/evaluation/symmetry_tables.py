@@ -1,5 +1,6 @@
-"""Tables of the symmetry study, numbered as in Nathani et al. (2026)."""
+"""Tables of the symmetry study: of Nathani et al. (2026) by number, and ours by name."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,32 +9,58 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from diffractory.evaluation.calibration import (
+    N_BINS,
+    brier_score,
+    calibration_errors,
+    negative_log_likelihood,
+    reliability,
+)
 from diffractory.evaluation.metrics import class_metrics, wilson_interval
 from diffractory.evaluation.published import NOT_GIVEN, published_column, text_differences
 from diffractory.evaluation.symmetry import (
     MODELS,
     N_SYSTEMS,
     PRINTED,
+    SPACE_GROUP_MODELS,
     STUDY,
     Outcome,
-    check_number,
+    aggregated_how,
+    check_name,
     read_dataset,
     read_predictions,
 )
 from diffractory.evaluation.tables import NOT_RUN, Table, listed, provenance_note, write_table
-from diffractory.store import CRYSTAL_SYSTEMS, recorded
+from diffractory.store import CRYSTAL_SYSTEMS, InputError, recorded
 
-TABLES: dict[int, tuple[str, ...]] = {
-    1: ("mvof_ml", "random_forest", "pe_ag_gmoe"),
-    2: ("pe_ag_gmoe",),
-    3: ("pe_ag_gmoe", "random_forest"),
-    4: ("pe_ag_gmoe", "random_forest"),
-    5: (),
+TABLES: dict[str, tuple[str, ...]] = {
+    "1": ("mvof_ml", "random_forest", "pe_ag_gmoe", "ours"),
+    "2": ("pe_ag_gmoe",),
+    "3": ("pe_ag_gmoe", "random_forest", "ours"),
+    "4": SPACE_GROUP_MODELS,
+    "5": (),
+    "6": (),
+    "calibration": tuple(MODELS),
 }
 """Models whose predictions each table reads, in printed order. All tables read the dataset."""
 
-VOTES = (3, 4)
+VOTES = ("3", "4")
 """Tables that read ``aggregate``."""
+
+HYPERPARAMETERS = {
+    "Input feature dimension": ("network", "input_dim"),
+    "Hidden dimension": ("network", "hidden_dim"),
+    "Number of encoder layers": ("network", "n_layers"),
+    "Attention heads per layer": ("network", "n_heads"),
+    "Dropout rate": ("network", "dropout"),
+    "Learning rate": ("training", "learning_rate"),
+    "Top-k experts in MoE layers": ("network", "top_k"),
+    "Number of MoE experts (adjacency)": ("network", "n_experts_adjacency"),
+    "Number of MoE experts (Graphomer)": ("network", "n_experts_graphormer"),
+    "Loss function": ("loss",),
+    "Load balancing weight (alpha)": ("network", "balance_weight"),
+}
+"""Where ``hparams.json`` has the value of each row of Table 6."""
 
 CLASSES = {CRYSTAL_SYSTEMS[k].capitalize(): slice(k, k + 1) for k in PRINTED}
 """The rows of the crystal systems, each with the class that it covers."""
@@ -43,7 +70,7 @@ AVERAGES = {ALL_ITEMS: slice(None), MEAN: slice(None), MEAN_OF_SIX: slice(1, Non
 """The averages of an accuracy, each with the classes that it covers."""
 
 PUBLISHED_AVERAGE = {"PE-AG-GMoE": ALL_ITEMS, "RF": MEAN_OF_SIX, "MVOF-ML": ALL_ITEMS}
-"""Which of them the one published average of each model is; see ``_average_note``."""
+"""Which of them the one published average of a model is; see ``_average_note``."""
 
 INTERVAL_NOTE = (
     "Intervals: Wilson 95 %, with test items taken as independent. Patterns of one material are "
@@ -52,19 +79,20 @@ INTERVAL_NOTE = (
 
 
 def make_table(
-    number: int,
+    name: str,
     dataset: Path,
     predictions: Mapping[str, Path],
     context: Mapping[str, Any],
     csv: Path,
     markdown: Path,
     run: Path,
+    hparams: Path | None = None,
 ) -> None:
-    """Write one table of the paper with our numbers beside the published ones.
+    """Write one table with our numbers beside the published ones.
 
     Parameters
     ----------
-    number
+    name
         A key of ``TABLES``.
     dataset
         ``dataset.parquet``: one row per material that has patterns.
@@ -75,33 +103,39 @@ def make_table(
         ``aggregate``: the number of patterns per material in the vote.
     csv, markdown, run
         What to write: the cells, the table to read, and the record.
+    hparams
+        ``hparams.json`` of PE-AG-GMoE, for Table 6; without it the values are "not run".
 
     Raises
     ------
     InputError
         If an input is not of the form described, or the study has no such table.
     """
-    check_number(number, TABLES, "table")
-    used = {model: predictions[model] for model in TABLES[number] if model in predictions}
-    inputs = [dataset, *used.values()]
-    with recorded(run, "tabulate_symmetry", {**context, "table": number}, inputs, context["seed"]):
+    check_name(name, TABLES, "table")
+    used = {model: predictions[model] for model in TABLES[name] if model in predictions}
+    inputs = [dataset, *used.values(), *([hparams] if hparams else [])]
+    with recorded(run, "tabulate_symmetry", {**context, "table": name}, inputs, context["seed"]):
         materials = read_dataset(dataset)
-        match number:
-            case 1:
+        match name:
+            case "1":
                 table = _table_1(materials, used)
-            case 2:
+            case "2":
                 table = _table_2(materials, used)
-            case 5:
+            case "5":
                 table = _table_5(materials)
+            case "6":
+                table = _table_6(materials, hparams)
+            case "calibration":
+                table = _table_of_calibration(materials, used)
             case _:
-                table = _table_of_votes(number, materials, used, context)
-        write_table(_finished(number, table, used, context), csv, markdown)
+                table = _table_of_votes(int(name), materials, used, context)
+        write_table(_finished(name, table, used, context), csv, markdown)
 
 
 def _table_1(dataset: pd.DataFrame, used: Mapping[str, Path]) -> Table:
     train, test = _items(dataset, "patterns")
     cells = []
-    for model in TABLES[1]:
+    for model in TABLES["1"]:
         name = MODELS[model]
         sizes = {"items": "patterns", "n_train": train.sum(), "n_test": test.sum()}
         values = dict.fromkeys(("Training patterns", "Test patterns", *AVERAGES), (NOT_RUN, ""))
@@ -112,13 +146,13 @@ def _table_1(dataset: pd.DataFrame, used: Mapping[str, Path]) -> Table:
                       "Test patterns": (sizes["n_test"], "")}  # fmt: skip
             values |= {label: _average(single, label, "fraction") for label in AVERAGES}
         for column, (value, interval) in values.items():
-            printed_as = "Test accuracy" if column == PUBLISHED_AVERAGE[name] else column
-            shown = "" if printed_as in AVERAGES else published_column(STUDY, 1, printed_as)[name]
+            printed_as = "Test accuracy" if column == PUBLISHED_AVERAGE.get(name) else column
+            shown = published_column(STUDY, 1, printed_as).get(name, "")
             unit = "fraction" if column in AVERAGES else "count"
             cells.append({"row": name, "column": column, "unit": unit, "value": value,
                           "interval": interval, "published": shown, **sizes})  # fmt: skip
     caption = "Accuracy of the crystal system from single patterns, by method."
-    notes = (INTERVAL_NOTE, _average_note(3, ("",)))
+    notes = (INTERVAL_NOTE, _average_note(3, ("",)), "Ours: the network of this project.")
     return Table(pd.DataFrame(cells), caption, "Method", notes)
 
 
@@ -150,19 +184,22 @@ def _table_of_votes(
     """Make Table 3 (crystal systems) or 4 (space groups, by true crystal system)."""
     target = {3: "crystal_system", 4: "space_group"}[number]
     single = {model: read_predictions(path, dataset, target) for model, path in used.items()}
-    voted = {model: outcome.voted(context["aggregate"], context["seed"])
-             for model, outcome in single.items()}  # fmt: skip
+    together = {
+        model: said.aggregated(said.ranks(1, context["seed"])[0] < context["aggregate"])
+        for model, said in single.items()
+    }
     cells: list[dict[str, Any]] = []
-    for model in TABLES[number]:
+    models = TABLES[str(number)]
+    for model in models:
         cells += _accuracy_column(number, MODELS[model], dataset, "patterns", single.get(model))
-    for model in TABLES[number]:
-        cells += _accuracy_column(number, MODELS[model], dataset, "materials", voted.get(model))
+    for model in models:
+        cells += _accuracy_column(number, MODELS[model], dataset, "materials", together.get(model))
     what = {3: "the crystal system", 4: "the space group, by true crystal system"}[number]
-    caption = f"Accuracy of {what}, from single patterns and from votes of several (Agg.)."
+    caption = f"Accuracy of {what}, from single patterns and from several together (Agg.)."
     notes = (
         INTERVAL_NOTE,
-        f"Agg.: majority vote of up to {context['aggregate']} patterns per material, drawn at "
-        "random; ties go to the higher mean probability.",
+        f"Agg.: up to {context['aggregate']} patterns per material, drawn at random, combined "
+        f"{aggregated_how(single)}.",
         _average_note(number, ("", " (Agg.)")),
         *([text_differences(STUDY, number)] if number == 4 else []),
     )
@@ -174,8 +211,9 @@ def _accuracy_column(
 ) -> list[dict[str, Any]]:
     train, test = _items(dataset, items)
     column = f"{name} (Agg.)" if items == "materials" else name
-    shown = published_column(STUDY, number, column)
-    shown[PUBLISHED_AVERAGE[name]] = shown["Accuracy (avg.)"]
+    shown = published_column(STUDY, number, column).rename(
+        {"Accuracy (avg.)": PUBLISHED_AVERAGE.get(name)}
+    )
     if outcome is not None:
         test = outcome.total
     cells = []
@@ -217,20 +255,89 @@ def _table_5(dataset: pd.DataFrame) -> Table:
     return Table(pd.DataFrame(cells), caption, "Crystal system", notes)
 
 
+def _table_6(dataset: pd.DataFrame, hparams: Path | None) -> Table:
+    train, test = _items(dataset, "patterns")
+    published = published_column(STUDY, 6, "Value")
+    values = dict.fromkeys(published.index, NOT_RUN)
+    if hparams is not None:
+        values = _hyperparameters(hparams)
+    cells = [
+        {"row": row, "column": "PE-AG-GMoE", "unit": "", "value": values[row], "interval": "",
+         "published": shown, "items": "patterns", "n_train": train.sum(), "n_test": test.sum()}
+        for row, shown in published.items()
+    ]  # fmt: skip
+    caption = "Hyperparameters of PE-AG-GMoE, as built and trained."
+    notes = ("Not run: PE-AG-GMoE.",) if hparams is None else ()
+    return Table(pd.DataFrame(cells), caption, "Parameter", notes)
+
+
+def _hyperparameters(path: Path) -> dict[str, str]:
+    """Return the values of a model's ``hparams.json`` by row of Table 6."""
+    values = {}
+    try:
+        hparams = json.loads(path.read_text(encoding="utf-8"))
+        for row, keys in HYPERPARAMETERS.items():
+            value = hparams
+            for key in keys:
+                value = value[key]
+            values[row] = str(value)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} does not hold the hyperparameters of PE-AG-GMoE ({error!r}): train it again"
+        ) from error
+    return values
+
+
+def _table_of_calibration(dataset: pd.DataFrame, used: Mapping[str, Path]) -> Table:
+    train, test = _items(dataset, "patterns")
+    cells = []
+    for model in TABLES["calibration"]:
+        n_test = test.sum()
+        values = dict.fromkeys(("ECE", "MCE", "Brier score", "NLL (nat)"), NOT_RUN)
+        if model in used:
+            single = read_predictions(used[model], dataset, "crystal_system")
+            n_test = single.total.sum()
+            diagram = reliability(single.confidence, single.truth == single.predicted)
+            numbers = (
+                *calibration_errors(diagram),
+                brier_score(single.truth, single.probability),
+                negative_log_likelihood(single.truth, single.probability),
+            )
+            values = {
+                column: f"{number:.3f}" for column, number in zip(values, numbers, strict=True)
+            }
+        cells += [
+            {"row": MODELS[model], "column": column, "value": value, "interval": "",
+             "unit": "fraction" if column in ("ECE", "MCE") else "", "published": "",
+             "items": "patterns", "n_train": train.sum(), "n_test": n_test}
+            for column, value in values.items()
+        ]  # fmt: skip
+    caption = "Calibration of the crystal system's probabilities, single patterns."
+    notes = (
+        "ECE and MCE: expected and maximum calibration error, the mean (over patterns) and the "
+        "largest distance between accuracy and mean confidence in "
+        f"{N_BINS} bins of equal width. Brier score: mean squared distance from the truth, summed "
+        "over the seven systems, 0 to 2. NLL: negative log-likelihood of the true system; "
+        "probabilities below 2.2e-16, such as the zeros of a forest, count as that.",
+        "For all four, lower is better. The paper gives none.",
+    )
+    return Table(pd.DataFrame(cells), caption, "Method", notes)
+
+
 def _finished(
-    number: int, table: Table, used: Mapping[str, Path], context: Mapping[str, Any]
+    name: str, table: Table, used: Mapping[str, Path], context: Mapping[str, Any]
 ) -> Table:
     """Add to a table what the data are, and which models were not run."""
     cells = table.cells.assign(
         study=STUDY,
-        table=number,
+        table=name,
         dataset=context["dataset"],
         scale=context["scale"],
         seed=context["seed"],
         stand_in=_stand_in(context),
     )
     notes = [*table.notes, provenance_note(cells)]
-    if absent := [MODELS[model] for model in TABLES[number] if model not in used]:
+    if absent := [MODELS[model] for model in TABLES[name] if model not in used]:
         notes.append(f"Not run: {listed(absent)}.")
     return Table(cells, table.caption, table.stub, tuple(notes))
 

@@ -127,8 +127,13 @@ def _markdown(table: Table) -> str:
         lines.append(line + list(row.sizes))
     body = ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]
     first = cells.iloc[0]
-    title = f"**Table {first['table']}.** {table.caption}"
+    title = f"**{heading('Table', first['table'])}.** {table.caption}"
     return "\n".join([title, "", *body, "", *(f"- {note}" for note in table.notes)]) + "\n"
+
+
+def heading(kind: str, name: str) -> str:
+    """Return what a table or figure is called: by its number, or in words where it has none."""
+    return f"{kind} {name}" if name.isdecimal() else f"{kind}: {name.replace('_', ' ')}"
 
 
 def provenance_note(cells: pd.DataFrame) -> str:

@@ -33,7 +33,14 @@ class SpotListNetwork(nn.Module):
 
     Its constructor takes numbers and names alone, which `hparams` keeps: with them and the tensors
     of its state a trained network is built again.
+
+    Attributes
+    ----------
+    loss_name
+        What `loss` is, in words for a table.
     """
+
+    loss_name: str
 
     def __init__(self, **hparams: Any) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from diffractory.store.columns import CRYSTAL_SYSTEMS, LATTICE, MAX_ATOMIC_NUMBE
 from diffractory.store.files import atomic_file, atomic_folder, write_parquet, write_text
 from diffractory.store.patterns import (
     Patterns,
+    SpotReader,
     read_material_ids,
     read_patterns,
     write_patterns,
@@ -20,6 +21,7 @@ __all__ = [
     "MAX_ATOMIC_NUMBER",
     "InputError",
     "Patterns",
+    "SpotReader",
     "atomic_file",
     "atomic_folder",
     "generator",

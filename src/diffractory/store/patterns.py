@@ -199,3 +199,28 @@ def read_material_ids(path: Path) -> NDArray[np.object_]:
     """Return the material of every pattern of a store, shape (P,)."""
     group: Any = zarr.open_group(path, mode="r")
     return group["material_id"][:]
+
+
+class SpotReader:
+    """Reads spots, and nothing else, of a store that it opens once.
+
+    Attributes
+    ----------
+    offsets
+        Spots of pattern p are offsets[p]:offsets[p+1] of the store, shape (P + 1,), int64.
+    """
+
+    def __init__(self, path: Path) -> None:
+        group: Any = zarr.open_group(path, mode="r")
+        self.offsets: NDArray[np.int64] = group["offsets"][:]
+        self._columns = [group[name] for name in ("qx", "qy", "intensity")]
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return the S spots of the patterns start:stop.
+
+        Returns
+        -------
+        q_x and q_y in 1/angstrom and intensity as a fraction of the incident beam, shape (S, 3).
+        """
+        spots = slice(int(self.offsets[start]), int(self.offsets[stop]))
+        return np.stack([column[spots] for column in self._columns], axis=1)

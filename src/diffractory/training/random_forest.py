@@ -16,25 +16,15 @@ from diffractory.store import (
     InputError,
     atomic_folder,
     generator,
-    read_material_ids,
     read_patterns,
     recorded,
     track,
     write_text,
 )
+from diffractory.training.labels import labels_of_split
 
 BLOCK = 50_000
 """Patterns in memory at once while they are described."""
-
-
-def labels_of_split(patterns: Path, structures: Path, split: str) -> pd.DataFrame:
-    """Return one row per pattern of a split: its index in the store and its material's labels."""
-    columns = ["material_id", "split", "crystal_system", "space_group", *LATTICE]
-    materials = pd.read_parquet(structures, columns=columns)
-    table = pd.DataFrame({"material_id": read_material_ids(patterns)})
-    table["pattern"] = np.arange(len(table))
-    table = table.merge(materials, on="material_id", how="left", validate="many_to_one")
-    return table[table["split"] == split].reset_index(drop=True)
 
 
 def describe_patterns(

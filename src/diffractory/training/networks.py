@@ -1,0 +1,240 @@
+"""The stage behind the rule `train_network`, and what prediction shares with it."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from diffractory.models.mvof_ml import MvofMl
+from diffractory.models.ours import Ours
+from diffractory.models.pe_ag_gmoe import PeAgGmoe
+from diffractory.models.spot_lists import Opinions, SpotListNetwork
+from diffractory.store import (
+    InputError,
+    SpotReader,
+    atomic_folder,
+    generator,
+    recorded,
+    track,
+    write_text,
+)
+from diffractory.store.provenance import config_hash, sha256
+from diffractory.training.fit import Training, check_device, fit, loader
+from diffractory.training.labels import labels_of_split
+from diffractory.training.spots import SpotBatches
+
+NETWORKS: dict[str, type[SpotListNetwork]] = {
+    "pe_ag_gmoe": PeAgGmoe,
+    "mvof_ml": MvofMl,
+    "ours": Ours,
+}
+
+SAMPLE = 100
+"""Batches that a network takes its normalization from."""
+
+SPOTS_OF_EXAMPLE = 45
+"""Spots of the pattern whose way through a network `architecture` follows."""
+
+
+def train_network(
+    name: str,
+    patterns: Path,
+    structures: Path,
+    model: Path,
+    settings: Mapping[str, Any],
+    max_spots: int,
+    hardware: Mapping[str, Any],
+    seed: int,
+    threads: int,
+) -> None:
+    """Train one network and write the folder ``model``.
+
+    The state after every epoch is kept beside that folder, in ``{model}.training``: after a kill
+    the training goes on from there, to the same bytes as if it had not been killed.
+
+    Parameters
+    ----------
+    name
+        A key of `NETWORKS`.
+    patterns, structures
+        Pattern store and ``structures.parquet``.
+    model
+        Folder to write: model.safetensors (the epoch of lowest validation loss), hparams.json,
+        architecture.json, last.ckpt, metrics.csv and run.json.
+    settings
+        Configuration section ``symmetry.{name}``.
+    max_spots
+        Most spots of a pattern that the network reads, the brightest.
+    hardware
+        Configuration section ``symmetry.hardware``.
+    threads
+        CPU threads.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to train or to validate with, the device is not there, or the loss is
+        not finite.
+    """
+    check_device(hardware)
+    torch.set_num_threads(threads)
+    how = settings["training"]
+    size = how["batch_size"]
+    train = labels_of_split(patterns, structures, "train")
+    validation = labels_of_split(patterns, structures, "validation")
+    # Evenly over the materials, which follow each other in the store.
+    every = max(1, len(validation) // how["validation_patterns"])
+    in_memory = fits(patterns, hardware["data_memory"])
+    batches = SpotBatches(patterns, train, size, max_spots, seed, True, in_memory)
+    held_out = SpotBatches(patterns, validation[::every], size, max_spots, seed, False, True)
+    config = {name: dict(settings), "max_spots": max_spots, "hardware": dict(hardware)}
+    inputs = [patterns, structures]
+    state = _state(model, {**config, "seed": seed, "inputs": [sha256(path) for path in inputs]})
+    with (
+        atomic_folder(model) as folder,
+        recorded(folder / "run.json", f"train_{name}", config, inputs, seed) as facts,
+    ):
+        torch.manual_seed(int(generator(seed, name, "weights").integers(2**63)))
+        network = NETWORKS[name](**settings["network"])
+        _normalize(network, batches)
+        steps = max(1, how["patterns_per_epoch"] // size)
+        training = Training(network, how, steps, seed)
+        fit(training, batches, held_out, hardware, state)
+        best = torch.load(state / "best.ckpt", map_location="cpu", weights_only=True)
+        training.load_state_dict(best["state_dict"])
+        network.cpu().eval()
+        (folder / "model.safetensors").write_bytes(save(network.state_dict()))
+        shutil.copy(state / "last.ckpt", folder)
+        pd.DataFrame(training.epochs).to_csv(
+            folder / "metrics.csv", index=False, float_format="%.6f"
+        )
+        hparams = {
+            "model": name,
+            "network": network.hparams,
+            "training": dict(how),
+            "loss": network.loss_name,
+            "max_spots": max_spots,
+        }
+        _write_json(folder / "hparams.json", hparams)
+        _write_json(folder / "architecture.json", architecture(network))
+        facts["training_patterns"] = len(train)
+        facts["training_materials"] = int(train["material_id"].nunique())
+        facts["patterns_seen"] = training.epochs[-1]["patterns_seen"]
+        facts["parameters"] = sum(p.numel() for p in network.parameters())
+    shutil.rmtree(state.parent)
+
+
+def fits(patterns: Path, memory: float) -> bool:
+    """Return whether the spots of a store fit into so many GiB."""
+    return bool(12 * SpotReader(patterns).offsets[-1] <= memory * 2**30)
+
+
+def _state(model: Path, identity: Mapping[str, Any]) -> Path:
+    """Return the folder of this very training, and remove those of others of this model."""
+    states = model.with_name(f"{model.name}.training")
+    state = states / config_hash(identity)
+    for other in states.glob("*"):
+        if other != state:
+            shutil.rmtree(other)
+    state.mkdir(parents=True, exist_ok=True)
+    return state
+
+
+def _normalize(network: SpotListNetwork, batches: SpotBatches) -> None:
+    some = [batches[k] for k in range(min(SAMPLE, len(batches)))]
+    most = max(batch.mask.shape[1] for batch in some)
+    network.normalize_with(
+        torch.cat([nn.functional.pad(b.spots, (0, 0, 0, most - b.spots.shape[1])) for b in some]),
+        torch.cat([nn.functional.pad(b.mask, (0, most - b.mask.shape[1])) for b in some]),
+    )
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def architecture(network: nn.Module) -> list[dict[str, Any]]:
+    """Return the modules of a network in the order in which they see a pattern of 45 spots.
+
+    Each has its dotted ``name``, its ``kind`` (class), the shapes of its ``inputs`` and ``outputs``
+    without the axis of the batch, its number of ``parameters``, its ``depth`` and its ``parent``.
+    """
+    blocks: dict[str, dict[str, Any]] = {}
+    handles = []
+    for name, module in network.named_modules():
+        if not name:
+            continue
+
+        def before(module: nn.Module, inputs: Any, name: str = name) -> None:
+            blocks[name] = {
+                "name": name,
+                "kind": type(module).__name__,
+                "inputs": _shapes(inputs),
+                "outputs": [],
+                "parameters": sum(p.numel() for p in module.parameters()),
+                "depth": name.count(".") + 1,
+                "parent": name.rpartition(".")[0],
+            }
+
+        def after(module: nn.Module, inputs: Any, outputs: Any, name: str = name) -> None:
+            blocks[name]["outputs"] = _shapes(outputs)
+
+        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    with torch.inference_mode():
+        spots = torch.rand(1, SPOTS_OF_EXAMPLE, 3, generator=torch.Generator().manual_seed(0))
+        network(spots, torch.ones(1, SPOTS_OF_EXAMPLE, dtype=torch.bool))
+    for handle in handles:
+        handle.remove()
+    return list(blocks.values())
+
+
+def _shapes(values: Any) -> list[list[int]]:
+    """Return the shapes of the tensors among some values, without an axis of one pattern."""
+    values = values if isinstance(values, tuple) else (values,)
+    shapes = [list(value.shape) for value in values if isinstance(value, torch.Tensor)]
+    return [shape[1:] if shape[:1] == [1] else shape for shape in shapes]
+
+
+def load_network(model: Path) -> tuple[SpotListNetwork, int]:
+    """Return the trained network of a folder, and how many spots of a pattern it reads.
+
+    Raises
+    ------
+    InputError
+        If the folder does not hold one.
+    """
+    try:
+        hparams = json.loads((model / "hparams.json").read_text(encoding="utf-8"))
+        network = NETWORKS[hparams["model"]](**hparams["network"])
+        network.load_state_dict(load_file(model / "model.safetensors"))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{model} does not hold a trained network: {error!r}") from error
+    return network.eval(), hparams["max_spots"]
+
+
+def predict(
+    network: SpotListNetwork, batches: SpotBatches, hardware: Mapping[str, Any]
+) -> tuple[np.ndarray[Any, Any], Opinions]:
+    """Return the patterns of all batches by their index in the store, and opinions about them."""
+    check_device(hardware)
+    device = torch.device(hardware["device"])
+    network = network.to(device)
+    patterns, opinions = [], []
+    half = hardware["precision"] == "bf16-mixed"
+    some = track(loader(batches, None, 0), "Predicting", len(batches), "batches")
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
+        for batch in some:
+            output = network(batch.spots.to(device), batch.mask.to(device))
+            patterns.append(batch.pattern)
+            opinions.append(network.opinions(output))
+    parts = zip(*opinions, strict=True)
+    joined = [None if part[0] is None else torch.cat(part).cpu() for part in parts]
+    return torch.cat(patterns).numpy(), Opinions(*joined)  # type: ignore[arg-type]

@@ -1,0 +1,239 @@
+"""Batches of spot lists for networks, from a pattern store on disk or in memory."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from diffractory.store import CRYSTAL_SYSTEMS, InputError, SpotReader, generator
+from diffractory.store.patterns import CHUNK
+
+RUNS = 8
+"""Runs of patterns that a window is mixed from."""
+GROUP = 64
+"""Batches between which patterns are sorted by their number of spots."""
+
+
+class Batch(NamedTuple):
+    """B patterns, padded with zeros to the N spots of the longest (N is at least 1).
+
+    Attributes
+    ----------
+    spots
+        q_x and q_y in 1/angstrom and intensity as a fraction of the incident beam, shape (B, N, 3),
+        float32.
+    mask
+        True where a spot is, shape (B, N).
+    crystal_system
+        Index in ``store.CRYSTAL_SYSTEMS``, shape (B,), int64.
+    space_group
+        Number minus 1, shape (B,), int64.
+    pattern
+        Index in the store, shape (B,), int64.
+    """
+
+    spots: Tensor
+    mask: Tensor
+    crystal_system: Tensor
+    space_group: Tensor
+    pattern: Tensor
+
+
+class _Spots(NamedTuple):
+    """Spots of the patterns in ascending rows of the labels; those of rows[i] begin at start[i]."""
+
+    rows: NDArray[np.int64]
+    start: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+
+class _Window(NamedTuple):
+    """Consecutive batches, each as rows of the labels, and spots that include theirs."""
+
+    number: tuple[int, int]
+    batches: list[NDArray[np.int64]]
+    spots: _Spots
+
+
+class SpotBatches(Dataset[Batch]):
+    """Batches of the patterns of a split: item k is batch k of an endless training.
+
+    The length is one pass over the patterns. Items go on past it: each pass has every pattern once,
+    in an order of its own. An item depends on the seed and k alone, so that the batches k to n are
+    ``DataLoader(batches, batch_size=None, sampler=range(k, n))``, whatever the number of workers.
+
+    Patterns whose spots begin in one chunk of the store are a run. Runs are permuted, and a window
+    of about `RUNS` of them at a time is read and its patterns are shuffled. In a window, patterns
+    with about as many spots share a batch, so that there is little padding.
+
+    Parameters
+    ----------
+    store
+        Pattern store.
+    labels
+        What ``labels_of_split`` returns: columns ``pattern``, ``crystal_system``, ``space_group``.
+    batch_size
+        Most patterns in a batch; the patterns of a pass are divided evenly, to one more or less.
+    max_spots
+        Most spots of a pattern, the brightest.
+    seed
+        Global seed.
+    shuffle
+        Whether to shuffle; if not, every pass has the same batches.
+    in_memory
+        Whether one window is everything (12 bytes a spot), read once and kept. Every worker would
+        read and keep it: meant for a ``DataLoader`` without workers.
+
+    Raises
+    ------
+    InputError
+        If there is no pattern.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        labels: pd.DataFrame,
+        batch_size: int,
+        max_spots: int,
+        seed: int,
+        shuffle: bool,
+        in_memory: bool,
+    ) -> None:
+        if labels.empty:
+            raise InputError(
+                f"no pattern of {store} belongs to this part of the split: use more structures, or "
+                "change split.test and split.validation"
+            )
+        labels = labels.sort_values("pattern")
+        self.pattern = labels["pattern"].to_numpy(np.int64)
+        system = pd.Index(CRYSTAL_SYSTEMS).get_indexer(pd.Index(labels["crystal_system"]))
+        space_group = labels["space_group"].to_numpy(np.int64) - 1
+        self.labels = np.stack([system, space_group, self.pattern])
+        self.max_spots = max_spots
+        self.seed, self.shuffle, self.in_memory = seed, shuffle, in_memory
+        self.reader = SpotReader(store)
+        self.count = np.minimum(np.diff(self.reader.offsets)[self.pattern], max_spots)
+        self.chunk = self.reader.offsets[self.pattern] // CHUNK
+        self.run_start = np.flatnonzero(np.diff(self.chunk, prepend=-1))
+        n_batches = -(-len(labels) // batch_size)
+        self.bounds = np.arange(n_batches + 1) * len(labels) // n_batches
+        mixed = max(GROUP, RUNS * n_batches // len(self.run_start))
+        self.window_size = n_batches if in_memory else mixed
+        self._window: _Window | None = None
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, k: int) -> Batch:
+        pass_, batch = divmod(k, len(self))
+        window, batch = divmod(batch, self.window_size)
+        if self._window is None or self._window.number != (pass_, window):
+            self._window = self._load(pass_, window)
+        rows, held = self._window.batches[batch], self._window.spots
+        start = held.start[np.searchsorted(held.rows, rows)]
+        return _batch(held.values, start, self.count[rows], self.labels[:, rows])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the spots behind: each worker reads for itself."""
+        return self.__dict__ | {"_window": None}
+
+    def _load(self, pass_: int, window: int) -> _Window:
+        batches = self._divide(pass_, window)
+        if self.in_memory and self._window is not None:
+            spots = self._window.spots
+        else:
+            spots = self._read(np.sort(np.concatenate(batches)))
+        return _Window((pass_, window), batches, spots)
+
+    def _divide(self, pass_: int, window: int) -> list[NDArray[np.int64]]:
+        """Return the rows of each batch of a window."""
+        first = window * self.window_size
+        bounds = self.bounds[first : first + self.window_size + 1]
+        size = np.diff(bounds)
+        if not self.shuffle:
+            rows = np.arange(bounds[0], bounds[-1])
+            rows = rows[np.argsort(self.count[rows], kind="stable")]
+            return np.split(rows, np.cumsum(size)[:-1])
+        rng = generator(self.seed, "spot_batches", f"{pass_}/{window}")
+        rows = rng.permutation(self._order(pass_)[bounds[0] : bounds[-1]])
+        group = np.repeat(np.arange(len(size)) // GROUP, size)
+        rows = rows[np.lexsort((self.count[rows], group))]
+        batches = np.split(rows, np.cumsum(size)[:-1])
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def _order(self, pass_: int) -> NDArray[np.int64]:
+        """Return all rows, run after run in the order of a pass."""
+        rows = np.arange(len(self.pattern))
+        order = generator(self.seed, "spot_batches", pass_).permutation(len(self.run_start))
+        size = np.diff(self.run_start, append=len(rows))[order]
+        return rows + np.repeat(self.run_start[order] - np.cumsum(size) + size, size)
+
+    def _read(self, rows: NDArray[np.int64]) -> _Spots:
+        """Read the spots of ascending rows, each run or part of one at once."""
+        count = self.count[rows]
+        runs = np.split(rows, np.flatnonzero(np.diff(self.chunk[rows])) + 1)
+        values = np.concatenate([self._read_run(self.pattern[run]) for run in runs])
+        return _Spots(rows, np.cumsum(count) - count, values)
+
+    def _read_run(self, patterns: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the brightest spots of ascending patterns, and none of what is between them."""
+        first = patterns[0]
+        values = self.reader.read(first, patterns[-1] + 1)
+        offsets = self.reader.offsets
+        start = offsets[patterns] - offsets[first]
+        return _brightest(values, start, start + np.diff(offsets)[patterns], self.max_spots)
+
+
+@numba.njit(cache=True)
+def _brightest(
+    values: NDArray[np.float32], start: NDArray[np.int64], stop: NDArray[np.int64], most: int
+) -> NDArray[np.float32]:
+    """Return the spots start[p]:stop[p] of each p, in their order, at most the brightest."""
+    result = np.empty((np.minimum(stop - start, most).sum(), 3), dtype=np.float32)
+    done = 0
+    for p in range(len(start)):
+        spots = values[start[p] : stop[p]]
+        if len(spots) > most:
+            spots = spots[np.sort(np.argsort(-spots[:, 2], kind="mergesort")[:most])]
+        result[done : done + len(spots)] = spots
+        done += len(spots)
+    return result
+
+
+def _batch(
+    values: NDArray[np.float32],
+    start: NDArray[np.int64],
+    count: NDArray[np.int64],
+    labels: NDArray[np.int64],
+) -> Batch:
+    # One buffer for all: to hand memory over is most of a worker's time, and each buffer costs it.
+    size, width = len(start), max(1, int(count.max()))
+    a = labels.nbytes
+    b = a + 12 * size * width
+    buffer = torch.from_numpy(np.zeros(b + size * width, dtype=np.uint8))
+    targets = buffer[:a].view(torch.int64).view(labels.shape)
+    spots = buffer[a:b].view(torch.float32).view(size, width, 3)
+    mask = buffer[b:].view(torch.bool).view(size, width)
+    targets.numpy()[:] = labels
+    _fill(spots.numpy(), mask.numpy(), values, start, count)
+    return Batch(spots, mask, *targets)
+
+
+@numba.njit(cache=True)
+def _fill(
+    spots: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    values: NDArray[np.float32],
+    start: NDArray[np.int64],
+    count: NDArray[np.int64],
+) -> None:
+    for b in range(len(start)):
+        spots[b, : count[b]] = values[start[b] : start[b] + count[b]]
+        mask[b, : count[b]] = True

@@ -1,0 +1,20 @@
+"""Train one network of spot lists."""
+
+from pathlib import Path
+
+from diffractory.training.networks import train_network
+from stage import stage
+
+if __name__ == "__main__":  # processes that load data import this file
+    with stage(snakemake.log[0]):
+        train_network(
+            name=snakemake.wildcards.network,
+            patterns=Path(snakemake.input.patterns),
+            structures=Path(snakemake.input.structures),
+            model=Path(snakemake.output.model),
+            settings=snakemake.params.settings,
+            max_spots=snakemake.params.max_spots,
+            hardware=snakemake.params.hardware,
+            seed=snakemake.params.seed,
+            threads=snakemake.threads,
+        )
