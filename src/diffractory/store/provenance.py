@@ -18,8 +18,8 @@ from diffractory import __version__
 from diffractory.store.files import write_text
 
 PACKAGES = (
-    "matplotlib", "numba", "numpy", "pandas", "pyarrow", "pymatgen", "scikit-learn", "scipy",
-    "spglib", "torch", "zarr",
+    "matplotlib", "numba", "numpy", "pandas", "pyarrow", "pymatgen", "pytorch-lightning",
+    "scikit-learn", "scipy", "spglib", "torch", "zarr",
 )  # fmt: skip
 """Packages whose versions can change a result."""
 

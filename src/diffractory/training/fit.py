@@ -167,7 +167,8 @@ class EpochOfBatches(Sampler[int]):
         self.training = training
 
     def __iter__(self) -> Iterator[int]:
-        first = self.training.current_epoch * self.training.steps
+        # Lightning's own number is one too low when a resumed training asks for its batches.
+        first = len(self.training.epochs) * self.training.steps
         return iter(range(first, first + self.training.steps))
 
     def __len__(self) -> int:

@@ -165,7 +165,8 @@ def architecture(network: nn.Module) -> list[dict[str, Any]]:
     """Return the modules of a network in the order in which they see a pattern of 45 spots.
 
     Each has its dotted ``name``, its ``kind`` (class), the shapes of its ``inputs`` and ``outputs``
-    without the axis of the batch, its number of ``parameters``, its ``depth`` and its ``parent``.
+    without the axis of the batch, its number of ``parameters``, and its ``parent``, which is the
+    module that runs it (empty for the network itself).
     """
     blocks: dict[str, dict[str, Any]] = {}
     handles = []
@@ -180,8 +181,7 @@ def architecture(network: nn.Module) -> list[dict[str, Any]]:
                 "inputs": _shapes(inputs),
                 "outputs": [],
                 "parameters": sum(p.numel() for p in module.parameters()),
-                "depth": name.count(".") + 1,
-                "parent": name.rpartition(".")[0],
+                "parent": _parent(name, blocks),
             }
 
         def after(module: nn.Module, inputs: Any, outputs: Any, name: str = name) -> None:
@@ -194,6 +194,14 @@ def architecture(network: nn.Module) -> list[dict[str, Any]]:
     for handle in handles:
         handle.remove()
     return list(blocks.values())
+
+
+def _parent(name: str, blocks: Mapping[str, Any]) -> str:
+    """Return the longest beginning of a dotted name that is a block; lists of modules are none."""
+    while name := name.rpartition(".")[0]:
+        if name in blocks:
+            return name
+    return ""
 
 
 def _shapes(values: Any) -> list[list[int]]:
