@@ -9,6 +9,7 @@ from sklearn.metrics import brier_score_loss, log_loss
 from diffractory.evaluation.calibration import (
     brier_score,
     calibration_errors,
+    coverage_at,
     negative_log_likelihood,
     reliability,
     selection,
@@ -67,6 +68,18 @@ def test_hand_worked_selection():
     assert chosen.threshold.tolist() == [0.9, 0.7, 0.5]
     assert chosen.coverage.tolist() == [0.25, 0.75, 1]
     np.testing.assert_allclose(chosen.accuracy, [1, 2 / 3, 1 / 2])
+
+
+def test_hand_worked_coverage():
+    # Accuracy 1, 1/2, 2/3, 3/4 and 3/5: it falls below a wanted one and comes back.
+    confidence = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
+    chosen = selection(confidence, np.array([True, False, True, True, False]))
+    assert coverage_at(0.8, chosen) == 0.2
+    assert coverage_at(0.75, chosen) == 0.8
+    assert coverage_at(0.6, chosen) == 1
+    nine_of_ten = np.arange(10) > 0
+    assert coverage_at(0.9, selection(np.full(10, 0.5), nine_of_ten)) == 1
+    assert coverage_at(0.9, selection(np.full(10, 0.5), nine_of_ten & (np.arange(10) > 1))) == 0
 
 
 @settings(max_examples=50, deadline=None)

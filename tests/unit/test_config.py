@@ -111,9 +111,36 @@ def test_other_scales_only_override_known_keys():
     for path in scales:
         overrides = yaml.safe_load(path.read_text())
         assert overrides["scale"] == path.stem
+        ablations = overrides["symmetry"].pop("ablations", {})  # whose names are free
         assert set(leaves(overrides)) <= known, path.name
+        whole = copy.deepcopy(CONFIG)
+        whole["symmetry"]["ablations"] = ablations
+        validate(whole, SCHEMA, DEFAULTS)
 
 
 def test_every_value_of_the_defaults_has_a_comment():
     lines = [line for line in DEFAULTS.read_text().splitlines() if line.split("#")[0].strip()]
     assert [line for line in lines if not line.endswith(":") and "#" not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "ablation", "sentence"),
+    [
+        ("deep", {"of": "pe_ag_gmoe", "network": {"n_layer": 2}}, "ablations.deep.network.n_layer"),
+        ("deep", {"of": "pe_ag_gmoe", "network": {"width": 8}}, "ablations.deep.network.width"),
+        ("deep", {"of": "ours", "training": {"epochs": 0}}, "ablations.deep.training.epochs"),
+        ("deep", {"of": "resnet"}, "ablations.deep.of must be one of"),
+        ("deep", {"network": {"n_layers": 2}}, "ablations.deep.of is missing"),
+        ("ours", {"of": "ours"}, "neither dataset nor a model"),
+        ("../deep", {"of": "ours"}, "neither dataset nor a model"),
+    ],
+)
+def test_bad_ablation_is_refused_by_name(name, ablation, sentence):
+    config = changed("symmetry.ablations", {name: ablation})
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        validate(config, SCHEMA, DEFAULTS)
+
+
+def test_ablation_replaces_some_keys():
+    ablation = {"of": "pe_ag_gmoe", "network": {"edge_rule": "top_k", "edge_threshold": 8}}
+    validate(changed("symmetry.ablations", {"few_edges": ablation}), SCHEMA, DEFAULTS)

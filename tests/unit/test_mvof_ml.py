@@ -36,11 +36,7 @@ def patterns():
 @pytest.fixture
 def network(patterns):
     torch.manual_seed(1)
-    network = MvofMl(**HPARAMS)
-    with torch.no_grad():
-        for _ in range(30):  # until batch normalization knows means and variances
-            network(*patterns)
-    return network.eval()
+    return MvofMl(**HPARAMS).eval()
 
 
 # --- images ---

@@ -18,7 +18,7 @@ from diffractory.training.fit import check_device, varied
 from diffractory.training.networks import architecture, load_network, train_network
 from diffractory.training.spots import SpotBatches
 
-HARDWARE = {"device": "cpu", "precision": "32-true", "workers": 0, "data_memory": 1.0}
+HARDWARE = {"device": "cpu", "precision": "32-true", "threads": 2, "workers": 0, "data_memory": 1.0}
 NETWORK_HPARAMS = {
     "pe_ag_gmoe": {"input_dim": 16, "hidden_dim": 8, "n_layers": 1, "n_heads": 2},
     "mvof_ml": {"image_size": 16, "width": 4, "annealing_steps": 10},
@@ -81,7 +81,7 @@ def train(data, folder, name="pe_ag_gmoe", hardware=HARDWARE, **training):
     model = folder / name
     settings = settings_of(name, **training)
     inputs = data / "patterns", data / "structures.parquet"
-    train_network(name, *inputs, model, settings, 15, hardware, 1, 1)
+    train_network(name, *inputs, model, settings, 15, hardware, 1)
     return model
 
 
@@ -186,7 +186,7 @@ def test_predictions_of_a_network(data, tmp_path, name):
     model = train(data, tmp_path, name, epochs=1)
     predictions, run = tmp_path / "p.parquet", tmp_path / "p.run.json"
     inputs = data / "patterns", data / "structures.parquet"
-    evaluate_network(model, *inputs, predictions, run, HARDWARE, 1, 1)
+    evaluate_network(model, *inputs, predictions, run, HARDWARE, 1)
     table = pd.read_parquet(predictions)
     assert table["pattern"].tolist() == list(range(160, 200))
     assert table["material_id"].tolist() == [f"m{i}" for i in range(32, 40) for _ in range(5)]
@@ -196,6 +196,7 @@ def test_predictions_of_a_network(data, tmp_path, name):
     assert (table["predicted_crystal_system"] == best).all()
     assert ("predicted_space_group" in table) == (name != "mvof_ml")
     assert ("uncertainty" in table) == (name == "mvof_ml")
+    assert ("pool_weight" in table) == (name == "ours")
     assert json.loads(run.read_text())["facts"]["test_patterns"] == 40
     network, max_spots = load_network(model)
     labels = networks.labels_of_split(*inputs, "test")[7:8]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from diffractory.evaluation.report import make_report
 from diffractory.evaluation.style import figure_style, write_figure
-from diffractory.evaluation.tables import Table, write_table
+from diffractory.evaluation.tables import Table, provenance_note, write_table
 from diffractory.store import InputError, recorded
 
 HOSTILE = '<script>alert("x")</script> & </table> "quoted"'
@@ -200,6 +200,55 @@ def test_table_files_survive_reading_back(tmp_path):
     )
     assert markdown[4] == "| Cubic | 91.3 (90.1-92.2) | 88.8 | not run | 77.7 | 1,200 / 345 |"
     assert markdown[-2:] == ["- First note.", "- Dataset toy."]
+
+
+def small_table(folder, published, stand_ins):
+    """Write a table of one row with these published values and stand-ins by column."""
+    cells = pd.DataFrame({
+        "row": "Cubic", "column": list("ABC"), "unit": "", "value": list("123"), "interval": "",
+        "published": published, "n_train": 5, "n_test": 6, "items": "patterns", "study": "symmetry",
+        "table": "extra", "dataset": "toy", "scale": "demo", "seed": 5, "stand_in": stand_ins,
+    })  # fmt: skip
+    csv = folder / "symmetry" / "table_extra.csv"
+    write_table(Table(cells, "Caption.", "System", ("Note.",)), csv, csv.with_suffix(".md"))
+    return csv, csv.with_suffix(".md").read_text("utf-8").splitlines(), cells
+
+
+@pytest.mark.parametrize(
+    ("published", "header", "line"),
+    [
+        (("", "9", ""), "| System | A | B | published | C |", "| Cubic | 1 | 2 | 9 | 3 |"),
+        (("", "", ""), "| System | A | B | C |", "| Cubic | 1 | 2 | 3 |"),
+    ],
+)
+def test_columns_without_published_values_have_no_place_for_them(published, header, line, tmp_path):
+    csv, lines, _ = small_table(tmp_path, published, "")
+    assert lines[2] == f"{header} train / test patterns |"
+    assert lines[4] == f"{line} 5 / 6 |"
+    assert len({text.count("|") for text in lines[2:5]}) == 1
+    page = Page(build(tmp_path, [csv], [], []))
+    table = page.elements[[tag for tag, _ in page.elements].index("table") :]
+    table = table[: [tag for tag, _ in table].index("section")]
+    n_columns = lines[2].count("|") - 1
+    assert sum(tag == "td" for tag, _ in table) == n_columns - 1
+    head = [attributes for tag, attributes in table if tag == "th"][:-1]
+    spans = [(int(a.get("colspan", 1)), int(a.get("rowspan", 1))) for a in head]
+    n_lines = 2 if any(published) else 1
+    # Every place of the head is taken once, by a cell of one or more columns and lines.
+    assert sum(columns * rows for columns, rows in spans) == n_columns * n_lines
+    assert sum("published" in a.get("class", "") for a in head) == len(
+        list(filter(None, published))
+    )
+
+
+def test_each_stand_in_is_named_once(tmp_path):
+    csv, _, cells = small_table(tmp_path, "", ["a toy", "a toy; a model", "a model"])
+    note = "Dataset toy, scale demo, seed 5. Stand-ins: a toy; a model."
+    assert provenance_note(cells) == note
+    text = Page(build(tmp_path, [csv], [], [])).text
+    assert text.count("A toy (") == text.count("A model (") == 1
+    assert "A toy; a model" not in text
+    assert provenance_note(cells.assign(stand_in="")) == "Dataset toy, scale demo, seed 5."
 
 
 def test_bad_inputs_are_named(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from diffractory.structures.splits import assign_splits, split_structures
 
-BY_MATERIAL = {"by": "material", "test": 0.25, "validation": 0.1}
+BY_MATERIAL = {"by": "material", "new_prototypes": 0.2, "test": 0.25, "validation": 0.1}
 BY_PROTOTYPE = {**BY_MATERIAL, "by": "prototype"}
 
 materials = st.lists(
@@ -52,6 +52,28 @@ def test_duplicates_tie_prototypes_together():
         assert len(set(sides(rows, BY_PROTOTYPE, seed))) == 1
 
 
+@given(rows=materials, seed=st.integers(0, 20))
+def test_no_other_part_has_a_new_prototype(rows, seed):
+    labels = {True: set(), False: set()}
+    for (_, label), side in zip(rows, sides(rows, BY_MATERIAL, seed), strict=True):
+        labels[side == "new_prototype"].add(label)
+    assert labels[True].isdisjoint(labels[False])
+
+
+def test_fraction_of_new_prototypes():
+    n = 4000
+    counts = Counter(sides([(f"m{i}", f"p{i // 2}") for i in range(2 * n)], BY_MATERIAL))
+    assert counts["new_prototype"] / 2 == pytest.approx(0.2 * n, abs=4 * (0.16 * n) ** 0.5)
+
+
+def test_new_prototypes_leave_the_other_materials_where_they_are():
+    rows = [(f"m{i}", f"p{i // 2}") for i in range(400)]
+    without = sides(rows, {**BY_MATERIAL, "new_prototypes": 0.0})
+    moved = [(a, b) for a, b in zip(without, sides(rows, BY_MATERIAL), strict=True) if a != b]
+    assert moved
+    assert {b for _, b in moved} == {"new_prototype"}
+
+
 @pytest.mark.parametrize(
     ("test", "validation", "expected"),
     [
@@ -63,7 +85,7 @@ def test_duplicates_tie_prototypes_together():
 )
 def test_fractions(test, validation, expected):
     n = 4000
-    split = {"by": "material", "test": test, "validation": validation}
+    split = {"by": "material", "new_prototypes": 0.0, "test": test, "validation": validation}
     counts = Counter(sides([(f"m{i}", "p") for i in range(n)], split))
     for name, fraction in expected.items():
         # Four standard deviations of a binomial distribution.
@@ -79,14 +101,15 @@ def test_seed_matters():
 def test_stage_adds_the_column_and_keeps_the_rest(tmp_path):
     cleaned, structures, run = (tmp_path / name for name in ("c.parquet", "s.parquet", "run.json"))
     ids = [f"m{i}" for i in range(50)]
+    prototypes = [f"p{i % 9}" for i in range(50)]
     table = pd.DataFrame(
-        {"material_id": ids, "duplicate_group": ids, "prototype": "p", "structure": "{}"}
+        {"material_id": ids, "duplicate_group": ids, "prototype": prototypes, "structure": "{}"}
     )
     table.to_parquet(cleaned, index=False)
     split_structures(cleaned, structures, run, BY_MATERIAL, 1)
     result = pd.read_parquet(structures)
     pd.testing.assert_frame_equal(result.drop(columns="split"), table)
-    assert list(result["split"]) == assign_splits(ids, ["p"] * 50, BY_MATERIAL, 1)
+    assert list(result["split"]) == assign_splits(ids, prototypes, BY_MATERIAL, 1)
     counts = json.loads(run.read_text())["facts"]["materials"]
     assert counts == Counter(result["split"])
-    assert set(counts) == {"train", "validation", "test"}
+    assert set(counts) == {"train", "validation", "test", "new_prototype"}

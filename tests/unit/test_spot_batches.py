@@ -304,8 +304,8 @@ def test_little_is_padding(uneven, in_memory):
 
     counts = np.diff(SpotReader(uneven).offsets)
     longest = counts[: 312 * 64].reshape(312, 64).max(axis=1).mean()
-    assert counts.mean() / longest < 0.5  # unsorted, more than half would be padding
-    assert of(shuffle=True) < 0.1
+    assert counts.mean() / longest < 0.45  # unsorted, more than half would be padding
+    assert of(shuffle=True) < 0.4
     assert of(shuffle=False) < 0.03
 
 

@@ -20,11 +20,23 @@ CONTEXT = {
     "split_by": "material",
     "seed": 7,
     "aggregate": 10,
+    "ablations": {
+        "short": {"of": "ours", "training": {"epochs": 1, "rotate": True}},
+        "narrow": {"of": "mvof_ml", "network": {"width": 8}},
+    },
 }
 MODELS = {"random_forest": "RF", "pe_ag_gmoe": "PE-AG-GMoE", "ours": "Ours"}
 SPACE_GROUPS = ((1, 2), (3, 15), (16, 74), (75, 142), (143, 167), (168, 194), (195, 230))
 PROBABILITIES = [f"probability_{system}" for system in CRYSTAL_SYSTEMS]
 DASH = "\N{EN DASH}"
+SAME_TYPES = (
+    "substituted prototypes, the same types in training and test, in place of the Materials Project"
+)
+OTHER_TYPES = "substituted prototypes, other types in the test, in place of the Materials Project"
+REBUILT = "MVOF-ML rebuilt from its description"
+# Those of the stage that perturbs patterns have tests of their own.
+OWN_TABLES = [name for name in TABLES if name != "robustness"]
+OWN_FIGURES = [name for name in FIGURES if name != "robustness"]
 HPARAMS = {
     "network": {
         "input_dim": 32,
@@ -198,6 +210,19 @@ def test_tables_3_and_4_equal_an_independent_computation(number, target, data, t
     )
 
 
+def test_table_3_has_mvof_ml_fused_and_without_published_values(data, tmp_path):
+    cells = table("3", data, tmp_path)
+    predictions = pd.read_parquet(data[1]["mvof_ml"])
+    right = predictions["crystal_system"] == predictions["predicted_crystal_system"]
+    assert cell(cells, "All test items", "MVOF-ML") == f"{100 * right.mean():.1f}"
+    fused = fused_by_loop(data[1]["mvof_ml"], CONTEXT["aggregate"])
+    together = f"{100 * (fused['true'] == fused['predicted']).mean():.1f}"
+    assert cell(cells, "All test items", "MVOF-ML (Agg.)") == together
+    assert set(cells.loc[cells["column"].str.startswith("MVOF-ML"), "published"]) == {""}
+    header = (tmp_path / "table_3.md").read_text("utf-8").splitlines()[2]
+    assert "| RF (%) | published | MVOF-ML (%) | Ours (%) | PE-AG-GMoE (Agg.) (%) |" in header
+
+
 def test_published_values_stand_beside_ours(data, tmp_path):
     cells = table("3", data, tmp_path)
     assert cell(cells, "Orthorhombic", "PE-AG-GMoE (Agg.)", "published") == "99.0"
@@ -308,11 +333,21 @@ def test_table_of_calibration_equals_scikit_learn(data, tmp_path):
     assert cell(cells, "MVOF-ML", "ECE") == f"{expected:.3f}"
     assert cell(cells, "MVOF-ML", "MCE") == f"{gaps.max():.3f}"
     assert cell(cells, "RF", "ECE", "n_test") == str(len(truth))
+    coverage = "Coverage at 90 % accuracy"
+    by_confidence = right[np.argsort(-probability.max(axis=1))].to_numpy()
+    good = np.cumsum(by_confidence) / np.arange(1, len(right) + 1) >= 0.9
+    assert (
+        cell(cells, "MVOF-ML", coverage) == f"{100 * (good.nonzero()[0][-1] + 1) / len(right):.1f}"
+    )
+    assert cell(cells, "MVOF-ML", coverage, "unit") == "%"
+    words = (tmp_path / "table_calibration.md").read_text("utf-8")
+    assert "with at least 90 % of the answers right" in words
+    assert "published |" not in words
 
 
 def test_models_without_predictions_are_shown_as_not_run(data, tmp_path):
     predictions = {"random_forest": data[1]["random_forest"]}
-    for number in ("1", "2", "3", "4", "calibration"):
+    for number in ("1", "2", "3", "4", "calibration", "prototypes", "ablations"):
         cells = table(number, data, tmp_path, predictions)
         ours = cells["column"].str.startswith("RF") | (cells["row"] == "RF")
         scored = cells["unit"] != "count"
@@ -328,22 +363,30 @@ def test_models_without_predictions_are_shown_as_not_run(data, tmp_path):
 
 def test_rows_say_what_they_rest_on(data, tmp_path):
     cells = table("3", data, tmp_path)
-    assert set(cells["stand_in"]) == {
-        "substituted prototypes, the same types in training and test, in place of the Materials "
-        "Project"
-    }
+    ours = ~cells["column"].str.startswith("MVOF-ML")
+    assert set(cells.loc[ours, "stand_in"]) == {SAME_TYPES}
+    assert set(cells.loc[~ours, "stand_in"]) == {f"{SAME_TYPES}; {REBUILT}"}
+    words = (tmp_path / "table_3.md").read_text("utf-8")
+    assert f"seed 7. Stand-ins: {SAME_TYPES}; {REBUILT}.\n" in words
+    assert words.count(SAME_TYPES) == 1
+    rows = table("1", data, tmp_path)
+    assert cell(rows, "MVOF-ML", "All test items", "stand_in") == f"{SAME_TYPES}; {REBUILT}"
+    assert cell(rows, "Ours", "All test items", "stand_in") == SAME_TYPES
     assert set(cells["dataset"] + cells["scale"] + cells["seed"]) == {"toydemo7"}
     dataset = pd.read_parquet(data[0])
     train = dataset[(dataset["split"] == "train") & (dataset["crystal_system"] == "cubic")]
     assert int(cell(cells, "Cubic", "RF", "n_train")) == train["n_patterns"].sum()
     assert int(cell(cells, "Cubic", "RF (Agg.)", "n_train")) == len(train)
     cells = table("3", data, tmp_path, context=CONTEXT | {"source": "materials_project"})
-    assert set(cells["stand_in"]) == {""}
+    assert set(cells["stand_in"]) == {"", REBUILT}
+    assert f"seed 7. Stand-ins: {REBUILT}." in (tmp_path / "table_3.md").read_text("utf-8")
     harder = table("3", data, tmp_path, context=CONTEXT | {"split_by": "prototype"})
     assert "other types in the test" in harder["stand_in"].iloc[0]
     table("3", data, tmp_path, context=CONTEXT | {"source": "materials_project"})
     record = json.loads((tmp_path / "table_3.run.json").read_text("utf-8"))
-    assert len(record["inputs"]) == 5  # and the hyperparameters
+    assert len(record["inputs"]) == 6  # and the hyperparameters
+    table("5", data, tmp_path, context=CONTEXT | {"source": "materials_project"})
+    assert (tmp_path / "table_5.md").read_text("utf-8").endswith("scale demo, seed 7.\n")
 
 
 def test_test_items_are_those_that_were_predicted(data, tmp_path):
@@ -381,12 +424,12 @@ def test_outputs_are_the_same_bytes_whatever_the_order_of_rows(data, tmp_path):
     again = shuffled / "dataset.parquet", {model: shuffled / p.name for model, p in paths.items()}
     for k, inputs in enumerate((data, data, again)):
         folder = tmp_path / str(k)
-        for number in TABLES:
+        for number in OWN_TABLES:
             table(number, inputs, folder)
-        for number in FIGURES:
+        for number in OWN_FIGURES:
             figure(number, inputs, folder)
     names = [path.name for path in (tmp_path / "0").glob("*.*") if not path.match("*.run.json")]
-    assert len(names) == 2 * len(TABLES) + 3 * len(FIGURES)
+    assert len(names) == 2 * len(OWN_TABLES) + 3 * len(OWN_FIGURES)
     for name in names:
         first = (tmp_path / "0" / name).read_bytes()
         assert first == (tmp_path / "1" / name).read_bytes(), name
@@ -502,6 +545,110 @@ def test_calibration_figure_holds_bins_and_curves(data, tmp_path):
         assert half["accuracy"] == pytest.approx(100 * right[answered].mean(), abs=0.1)
 
 
+def in_two_parts(data, folder):
+    """Make a third of the test materials ones of new prototypes; return also each part's files."""
+    dataset = pd.read_parquet(data[0])
+    test = dataset.index[dataset["split"] == "test"]
+    dataset.loc[test[::3], "split"] = "new_prototype"
+    dataset.to_parquet(folder / "dataset.parquet", index=False)
+    parts = {}
+    for split in ("test", "new_prototype"):
+        (folder / split).mkdir()
+        chosen = dataset.loc[dataset["split"] == split, "material_id"]
+        parts[split] = {model: folder / split / path.name for model, path in data[1].items()}
+        for model, path in parts[split].items():
+            said = pd.read_parquet(data[1][model])
+            said[said["material_id"].isin(chosen)].to_parquet(path, index=False)
+    return (folder / "dataset.parquet", data[1]), parts
+
+
+def test_new_prototypes_are_in_no_other_table_or_figure(data, tmp_path):
+    (dataset, both), parts = in_two_parts(data, tmp_path)
+    ours = {"ours": both["ours"]}
+    for name in OWN_TABLES:
+        if name != "prototypes":
+            known = table(name, (dataset, parts["test"]), tmp_path)
+            pd.testing.assert_frame_equal(known, table(name, (dataset, both), tmp_path))
+    for name in ("1", "zone_axes", "calibration"):
+        known = figure(name, (dataset, {"ours": parts["test"]["ours"]}), tmp_path)
+        pd.testing.assert_frame_equal(known, figure(name, (dataset, ours), tmp_path))
+
+
+def test_table_of_prototypes_equals_an_independent_computation(data, tmp_path):
+    inputs, parts = in_two_parts(data, tmp_path)
+    cells = table("prototypes", inputs, tmp_path)
+    assert len(cells) == 4 * 6
+    for split, part in (("test", "known prototypes"), ("new_prototype", "new prototypes")):
+        for model, name in MODELS.items():
+            said = pd.read_parquet(parts[split][model])
+            voted = votes_by_loop(parts[split][model], "crystal_system")
+            for target, column in (("crystal_system", "Crystal system"),
+                                   ("space_group", "Space group")):  # fmt: skip
+                right = said[f"predicted_{target}"] == said[target]
+                assert cell(cells, name, f"{column}, {part}") == f"{100 * right.mean():.1f}"
+                assert cell(cells, name, f"{column}, {part}", "n_test") == str(len(said))
+            together = f"Crystal system (Agg.), {part}"
+            assert cell(cells, name, together) == f"{100 * voted['right'].mean():.1f}"
+            assert cell(cells, name, together, "n_test") == str(len(voted))
+            assert cell(cells, name, together, "items") == "materials"
+            types = SAME_TYPES if split == "test" else OTHER_TYPES
+            assert cell(cells, name, together, "stand_in") == types
+        assert cell(cells, "MVOF-ML", f"Space group, {part}") == DASH
+    words = (tmp_path / "table_prototypes.md").read_text("utf-8")
+    assert "no materials of new prototypes" not in words
+    assert "splits by prototype" not in words
+
+
+def test_table_of_prototypes_says_what_it_cannot_show(data, tmp_path):
+    predictions = {"ours": data[1]["ours"]}
+    context = CONTEXT | {"split_by": "prototype"}
+    cells = table("prototypes", data, tmp_path, predictions, context)
+    new = cells[cells["column"].str.endswith("new prototypes")]
+    assert set(new.loc[new["row"] == "Ours", "value"]) == {DASH}
+    assert set(new.loc[new["row"] != "Ours", "value"]) == {"not run"}
+    assert set(new["n_test"]) == {"0"}
+    assert DASH not in set(cells.loc[~cells["column"].isin(new["column"]), "value"])
+    words = (tmp_path / "table_prototypes.md").read_text("utf-8")
+    assert "This run has no materials of new prototypes" in words
+    assert "those of the test split are new as well" in words
+    assert OTHER_TYPES in words
+    assert SAME_TYPES not in words
+
+
+def test_table_of_ablations_follows_each_network_by_its_ablations(data, tmp_path):
+    predictions = data[1] | {"short": data[1]["pe_ag_gmoe"], "narrow": data[1]["mvof_ml"]}
+    cells = table("ablations", data, tmp_path, predictions)
+    rows = ["MVOF-ML", "MVOF-ML, narrow", "Ours", "Ours, short"]
+    assert list(cells["row"].unique()) == rows
+    third, fourth = (table(number, data, tmp_path) for number in ("3", "4"))
+    scores = table("calibration", data, tmp_path)
+    whole = "All test items"
+    for row, name in zip(rows, ("MVOF-ML", "MVOF-ML", "Ours", "PE-AG-GMoE"), strict=True):
+        assert cell(cells, row, "Crystal system") == cell(third, whole, name)
+        assert cell(cells, row, "Crystal system (Agg.)") == cell(third, whole, f"{name} (Agg.)")
+        assert cell(cells, row, "ECE") == cell(scores, name, "ECE")
+        tells = name != "MVOF-ML"
+        expected = cell(fourth, whole, name) if tells else DASH
+        assert cell(cells, row, "Space group") == expected
+        stand_in = SAME_TYPES if tells else f"{SAME_TYPES}; {REBUILT}"
+        assert cell(cells, row, "ECE", "stand_in") == stand_in
+        assert cell(cells, row, "ECE", "unit") == "fraction"
+    words = (tmp_path / "table_ablations.md").read_text("utf-8")
+    assert (
+        "MVOF-ML, narrow: network.width 8; Ours, short: training.epochs 1, training.rotate True"
+        in words
+    )
+    assert "for MVOF-ML)" in words
+
+
+def test_table_of_ablations_names_those_that_were_not_run(data, tmp_path):
+    cells = table("ablations", data, tmp_path, {"ours": data[1]["ours"]})
+    assert set(cells.loc[cells["row"] != "Ours", "value"]) == {"not run"}
+    assert "not run" not in set(cells.loc[cells["row"] == "Ours", "value"])
+    words = (tmp_path / "table_ablations.md").read_text("utf-8")
+    assert "Not run: MVOF-ML; MVOF-ML, narrow; Ours, short." in words
+
+
 def test_figures_5_to_8_draw_the_blocks_of_the_network(data, tmp_path):
     names = {"5": ["encoder", "graph", "graphormer"], "6": ["encoder.0"], "7": ["graph.a"],
              "8": ["graphormer.layers.0"]}  # fmt: skip
@@ -560,7 +707,7 @@ def test_systems_without_test_items_are_left_out_of_the_means(data, tmp_path):
     mean = float(cell(cells, "Mean of systems", "RF"))
     assert mean == pytest.approx((cubic + triclinic) / 2, abs=0.11)
     assert float(cell(cells, "Mean without triclinic", "RF")) == cubic
-    for number in FIGURES:
+    for number in OWN_FIGURES:
         figure(number, inputs, tmp_path)
 
 
@@ -571,7 +718,7 @@ def test_systems_without_test_items_are_left_out_of_the_means(data, tmp_path):
         (lambda t: t.assign(material_id="toy-unknown"), "not in the test split"),
         (lambda t: t.assign(predicted_crystal_system="cubik"), "'cubik'"),
         (lambda t: t.assign(probability_cubic=np.nan), "rows without probability_cubic"),
-        (lambda t: t.iloc[:0], "holds no predictions"),
+        (lambda t: t.iloc[:0], "holds no predictions for the split test"),
     ],
 )
 def test_bad_predictions_are_named(change, message, data, tmp_path):
@@ -588,10 +735,16 @@ def test_other_bad_inputs_are_named(data, tmp_path):
     predictions.assign(predicted_space_group=231).to_parquet(path, index=False)
     with pytest.raises(InputError, match="space group 231"):
         table("4", data, tmp_path, {"random_forest": path})
+    trained = pd.read_parquet(data[0]).query("split == 'train'")["material_id"].iloc[0]
+    predictions.assign(material_id=trained).to_parquet(path, index=False)
+    with pytest.raises(
+        InputError, match=f"not in the test split of the dataset, such as {trained}"
+    ):
+        table("1", data, tmp_path, {"random_forest": path})
     path.write_bytes(b"not Parquet")
     with pytest.raises(InputError, match=r"bad\.parquet"):
         table("5", (path, {}), tmp_path)
-    with pytest.raises(InputError, match=r"no table 7 .* 1, 2, 3, 4, 5, 6 and calibration"):
+    with pytest.raises(InputError, match=r"no table 7 .* 1, 2, 3, 4, 5, 6, "):
         table("7", data, tmp_path)
     for name in ("1", "zone_axes", "calibration"):
         with pytest.raises(InputError, match="no model ran"):

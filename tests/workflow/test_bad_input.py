@@ -10,7 +10,18 @@ SMALL = {
     "scale": "ci",
     "dataset": "mine",
     "simulate": {"count": 4, "g_max": 1.0, "shards": 1},
-    "symmetry": {"random_forest": {"n_estimators": 5}},
+    "split": {"new_prototypes": 0.0},
+    "symmetry": {
+        "hardware": {"threads": 2},
+        "robustness": {"patterns": 5},
+        "random_forest": {"n_estimators": 5},
+        "pe_ag_gmoe": {
+            "network": {"input_dim": 64, "n_layers": 1},
+            "training": {"epochs": 1, "patterns_per_epoch": 64},
+        },
+        "mvof_ml": {"training": {"epochs": 1, "patterns_per_epoch": 64}},
+        "ours": {"training": {"epochs": 1, "patterns_per_epoch": 640}},
+    },
 }
 HALITE = Structure.from_spacegroup(
     "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [(0, 0, 0), (0.5, 0.5, 0.5)]

@@ -12,18 +12,29 @@ REPORT_RULES = {
     "clean_structures": 1,
     "split_structures": 1,
     "collect_patterns": 1,
+    "perturb_patterns": 1,
     "summarize_dataset": 1,
     "train_random_forest": 1,
     "evaluate_random_forest": 1,
-    "tabulate_symmetry": 5,
-    "plot_symmetry": 3,
+    "evaluate_perturbed_random_forest": 1,
+    "evaluate_perturbed_network": 3,
+    "plot_symmetry": 10,
     "report": 1,
     "all": 1,
 }
+OF_THE_NETWORKS = {"train_network": 3, "evaluate_network": 3, "tabulate_symmetry": 9}
+"""Jobs of a config without ablations; each is one more of the first two, and all have one table."""
 
 
 def test_default_dag(project):
-    assert project.planned() == REPORT_RULES | {"simulate_patterns": 4}
+    assert project.planned() == REPORT_RULES | OF_THE_NETWORKS | {"simulate_patterns": 4}
+
+
+def test_ablations_are_networks_and_a_table(project):
+    ablations = {"one": {"of": "ours"}, "two": {"of": "ours", "training": {"epochs": 1}}}
+    path = project.write_config("ablations", {"symmetry": {"ablations": ablations}})
+    more = {"train_network": 5, "evaluate_network": 5, "tabulate_symmetry": 10}
+    assert project.planned("--configfile", path).items() >= more.items()
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -22,7 +22,9 @@ wildcard_constraints:
     shard=r"\d+",
     shards=r"\d+",
     n=r"\w+",
-    network="pe_ag_gmoe|mvof_ml|ours",
+    network="|".join(
+        ["pe_ag_gmoe", "mvof_ml", "ours", *config["symmetry"]["ablations"]]
+    ),
 
 
 DATASET = config["dataset"]
@@ -77,3 +79,38 @@ def table_context(reads_votes):
     if reads_votes:
         context["aggregate"] = config["symmetry"]["aggregate"]
     return context
+
+
+def shown_predictions(models, name):
+    """Return the prediction files that a table or figure reads, given the models of each."""
+    study = "symmetry/perturbed" if name == "robustness" else "symmetry"
+    return predictions_of(study, models[name])
+
+
+def shown_conditions(name):
+    """Return what says how patterns are perturbed, for a table or figure that shows it."""
+    return [f"{PATTERNS}.perturbed.parquet"] if name == "robustness" else []
+
+
+def table_settings(name):
+    """Return what a table says about its run, and the ablations where it shows them."""
+    ablations = {"ablations": ABLATIONS} if name == "ablations" else {}
+    return table_context(name in SYMMETRY_VOTES["table"]) | ablations
+
+
+def network_settings(name):
+    """Return which network goes by a name, and its settings with those of an ablation in place."""
+    if name not in ABLATIONS:
+        return name, config["symmetry"][name]
+    ablation = ABLATIONS[name]
+    settings = config["symmetry"][ablation["of"]]
+    return ablation["of"], {
+        part: settings[part] | ablation.get(part, {}) for part in settings
+    }
+
+
+def shown_model(kind, name):
+    """Return the model that a table or figure shows the inside of, if any."""
+    return (
+        ["results/models/symmetry/pe_ag_gmoe"] if name in SHOW_PE_AG_GMOE[kind] else []
+    )

@@ -8,11 +8,16 @@ rule report:
             f"results/structures/{DATASET}/structures.run.json",
             f"{PATTERNS}.simulation.run.json",
             f"{PATTERNS}.run.json",
+            f"{PATTERNS}.perturbed.run.json",
             "results/evaluation/symmetry/dataset.run.json",
         ],
-        models=expand("results/models/symmetry/{model}", model=SYMMETRY_MODELS),
+        models=expand("results/models/symmetry/{model}", model=SYMMETRY_TRAINED),
         evaluations=expand(
-            "results/evaluation/symmetry/{model}.run.json", model=SYMMETRY_MODELS
+            "results/evaluation/symmetry/{model}.run.json", model=SYMMETRY_TRAINED
+        )
+        + expand(
+            "results/evaluation/symmetry/perturbed/{model}.run.json",
+            model=SYMMETRY_MODELS,
         ),
     output:
         report="results/report.html",

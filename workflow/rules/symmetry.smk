@@ -1,17 +1,24 @@
 SYMMETRY_NETWORKS = ["pe_ag_gmoe", "mvof_ml", "ours"]
 SYMMETRY_MODELS = ["random_forest", *SYMMETRY_NETWORKS]
 TELL_SPACE_GROUPS = ["random_forest", "pe_ag_gmoe", "ours"]
+ABLATIONS = config["symmetry"]["ablations"]
+SYMMETRY_TRAINED = [*SYMMETRY_MODELS, *ABLATIONS]
 # The models whose predictions each table and figure reads; those without read the data set alone.
 # Words name what goes beyond the paper.
 SYMMETRY_TABLES = {
     "1": SYMMETRY_MODELS,
     "2": ["pe_ag_gmoe"],
-    "3": TELL_SPACE_GROUPS,
+    "3": SYMMETRY_MODELS,
     "4": TELL_SPACE_GROUPS,
     "5": [],
     "6": [],
     "calibration": SYMMETRY_MODELS,
+    "robustness": SYMMETRY_MODELS,
+    "prototypes": SYMMETRY_MODELS,
 }
+if ABLATIONS:
+    ablated = dict.fromkeys(ablation["of"] for ablation in ABLATIONS.values())
+    SYMMETRY_TABLES["ablations"] = [*ablated, *ABLATIONS]
 SYMMETRY_FIGURES = {
     "1": SYMMETRY_MODELS,
     "3": [],
@@ -22,17 +29,11 @@ SYMMETRY_FIGURES = {
     "8": [],
     "zone_axes": SYMMETRY_MODELS,
     "calibration": SYMMETRY_MODELS,
+    "robustness": SYMMETRY_MODELS,
 }
 # Which of them take the vote over several zone axes, and which show PE-AG-GMoE itself.
-SYMMETRY_VOTES = {"table": ["3", "4"], "figure": ["1"]}
+SYMMETRY_VOTES = {"table": ["3", "4", "prototypes", "ablations"], "figure": ["1"]}
 SHOW_PE_AG_GMOE = {"table": ["6"], "figure": ["5", "6", "7", "8"]}
-
-
-def shown_model(kind, name):
-    """Return the model that a table or figure shows the inside of, if any."""
-    return (
-        ["results/models/symmetry/pe_ag_gmoe"] if name in SHOW_PE_AG_GMOE[kind] else []
-    )
 
 
 rule train_random_forest:
@@ -89,12 +90,13 @@ rule train_network:
         "logs/train_network/{network}.log",
     conda:
         "../../envs/training.yaml"
-    threads: 32
+    threads: config["symmetry"]["hardware"]["threads"]
     resources:
         mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=lambda wildcards, attempt: 1440 * attempt,
     params:
-        settings=lambda wildcards: config["symmetry"][wildcards.network],
+        name=lambda wildcards: network_settings(wildcards.network)[0],
+        settings=lambda wildcards: network_settings(wildcards.network)[1],
         max_spots=config["symmetry"]["max_spots"],
         hardware=config["symmetry"]["hardware"],
         seed=config["seed"],
@@ -114,7 +116,7 @@ rule evaluate_network:
         "logs/evaluate_network/{network}.log",
     conda:
         "../../envs/training.yaml"
-    threads: 8
+    threads: config["symmetry"]["hardware"]["threads"]
     resources:
         mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
@@ -123,6 +125,54 @@ rule evaluate_network:
         seed=config["seed"],
     script:
         "../scripts/evaluate_network.py"
+
+
+rule perturb_patterns:
+    input:
+        patterns="results/patterns/{dataset}/{engine}",
+        structures="results/structures/{dataset}/structures.parquet",
+    output:
+        store=directory("results/patterns/{dataset}/{engine}.perturbed"),
+        conditions="results/patterns/{dataset}/{engine}.perturbed.parquet",
+        run="results/patterns/{dataset}/{engine}.perturbed.run.json",
+    log:
+        "logs/perturb_patterns/{dataset}.{engine}.log",
+    conda:
+        "../../envs/simulation.yaml"
+    threads: 16
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    params:
+        settings=config["symmetry"]["robustness"],
+        simulate=simulation_settings(),
+        seed=config["seed"],
+    script:
+        "../scripts/perturb_patterns.py"
+
+
+use rule evaluate_random_forest as evaluate_perturbed_random_forest with:
+    input:
+        model="results/models/symmetry/random_forest",
+        patterns=f"{PATTERNS}.perturbed",
+        structures=STRUCTURES,
+    output:
+        predictions="results/evaluation/symmetry/perturbed/random_forest.parquet",
+        run="results/evaluation/symmetry/perturbed/random_forest.run.json",
+    log:
+        "logs/evaluate_perturbed_random_forest.log",
+
+
+use rule evaluate_network as evaluate_perturbed_network with:
+    input:
+        model="results/models/symmetry/{network}",
+        patterns=f"{PATTERNS}.perturbed",
+        structures=STRUCTURES,
+    output:
+        predictions="results/evaluation/symmetry/perturbed/{network}.parquet",
+        run="results/evaluation/symmetry/perturbed/{network}.run.json",
+    log:
+        "logs/evaluate_perturbed_network/{network}.log",
 
 
 rule summarize_dataset:
@@ -149,9 +199,8 @@ rule summarize_dataset:
 rule tabulate_symmetry:
     input:
         dataset="results/evaluation/symmetry/dataset.parquet",
-        predictions=lambda wildcards: predictions_of(
-            "symmetry", SYMMETRY_TABLES[wildcards.n]
-        ),
+        predictions=lambda wildcards: shown_predictions(SYMMETRY_TABLES, wildcards.n),
+        conditions=lambda wildcards: shown_conditions(wildcards.n),
         model=lambda wildcards: shown_model("table", wildcards.n),
     output:
         csv="results/tables/symmetry/table_{n}.csv",
@@ -166,7 +215,7 @@ rule tabulate_symmetry:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
-        context=lambda wildcards: table_context(wildcards.n in SYMMETRY_VOTES["table"]),
+        context=lambda wildcards: table_settings(wildcards.n),
         seed=config["seed"],
     script:
         "../scripts/tabulate_symmetry.py"
@@ -175,9 +224,8 @@ rule tabulate_symmetry:
 rule plot_symmetry:
     input:
         dataset="results/evaluation/symmetry/dataset.parquet",
-        predictions=lambda wildcards: predictions_of(
-            "symmetry", SYMMETRY_FIGURES[wildcards.n]
-        ),
+        predictions=lambda wildcards: shown_predictions(SYMMETRY_FIGURES, wildcards.n),
+        conditions=lambda wildcards: shown_conditions(wildcards.n),
         model=lambda wildcards: shown_model("figure", wildcards.n),
     output:
         svg="results/figures/symmetry/figure_{n}.svg",

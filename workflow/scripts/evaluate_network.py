@@ -14,5 +14,4 @@ with stage(snakemake.log[0]):
         run=Path(snakemake.output.run),
         hardware=snakemake.params.hardware,
         seed=snakemake.params.seed,
-        threads=snakemake.threads,
     )

@@ -18,4 +18,5 @@ with stage(snakemake.log[0]):
         architecture=next(
             (Path(model, "architecture.json") for model in snakemake.input.model), None
         ),
+        conditions=next(map(Path, snakemake.input.conditions), None),
     )

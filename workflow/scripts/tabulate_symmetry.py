@@ -15,4 +15,5 @@ with stage(snakemake.log[0]):
         markdown=Path(snakemake.output.markdown),
         run=Path(snakemake.output.run),
         hparams=next((Path(model, "hparams.json") for model in snakemake.input.model), None),
+        conditions=next(map(Path, snakemake.input.conditions), None),
     )

@@ -8,7 +8,7 @@ from stage import stage
 if __name__ == "__main__":  # processes that load data import this file
     with stage(snakemake.log[0]):
         train_network(
-            name=snakemake.wildcards.network,
+            name=snakemake.params.name,
             patterns=Path(snakemake.input.patterns),
             structures=Path(snakemake.input.structures),
             model=Path(snakemake.output.model),
@@ -16,5 +16,4 @@ if __name__ == "__main__":  # processes that load data import this file
             max_spots=snakemake.params.max_spots,
             hardware=snakemake.params.hardware,
             seed=snakemake.params.seed,
-            threads=snakemake.threads,
         )

@@ -96,3 +96,8 @@ def selection(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> Sele
     return Selection(
         confidence[order][last], answered / len(order), np.cumsum(right[order])[last] / answered
     )
+
+
+def coverage_at(accuracy: float, chosen: Selection) -> float:
+    """Return the largest coverage, a fraction, with this accuracy or more; 0 where none has it."""
+    return float(chosen.coverage[chosen.accuracy >= accuracy].max(initial=0.0))

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from diffractory.models.pooling import log_probability
 from diffractory.store import (
     CRYSTAL_SYSTEMS,
     LATTICE,
@@ -56,7 +57,7 @@ def evaluate_random_forest(
         said = forest.predict(
             describe_patterns(patterns, truth["pattern"].to_numpy(), forest.descriptor)
         )
-        table = truth.drop(columns="split")
+        table = truth.copy()
         best = said.crystal_system.argmax(axis=1)
         table["predicted_crystal_system"] = np.array(forest.systems)[best]
         probabilities = pd.DataFrame(said.crystal_system, columns=forest.systems)
@@ -77,19 +78,20 @@ def evaluate_network(
     run: Path,
     hardware: Mapping[str, Any],
     seed: int,
-    threads: int,
 ) -> None:
     """Write what `evaluate_random_forest` does, of a network.
 
     Networks tell no lattice constants. One that does not tell the space group has no columns for
-    it, and one that knows its ``uncertainty`` has a column for that.
+    it, and one that knows its ``uncertainty`` has a column for that. One that says how to pool the
+    patterns of a material has this in the columns ``pool_weight`` and ``pool_power``, and the
+    logarithms of the probabilities of all space groups in ``log_probability_space_groups``.
 
     Raises
     ------
     InputError
         If there is no test pattern, the model cannot be read, or the device is not there.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(hardware["threads"])
     inputs = [model / "model.safetensors", model / "hparams.json", patterns, structures]
     with recorded(run, "evaluate_network", {"hardware": dict(hardware)}, inputs, seed) as facts:
         truth = _test_patterns(patterns, structures)
@@ -97,7 +99,7 @@ def evaluate_network(
         batches = SpotBatches(patterns, truth, BATCH_SIZE, max_spots, seed, False, False)
         order, said = predict(network, batches, hardware)
         order = np.argsort(order)  # as in the store, which is the order of the rows
-        table = truth.drop(columns=["split", *LATTICE])
+        table = truth.drop(columns=list(LATTICE))
         system = said.crystal_system.numpy()[order]
         table["predicted_crystal_system"] = np.array(CRYSTAL_SYSTEMS)[system.argmax(axis=1)]
         table[[f"probability_{name}" for name in CRYSTAL_SYSTEMS]] = system
@@ -105,6 +107,10 @@ def evaluate_network(
             group = said.space_group.numpy()[order]
             table["predicted_space_group"] = group.argmax(axis=1) + 1
             table["probability_space_group"] = group.max(axis=1)
+            if network.pooling is not None:
+                table["pool_weight"], table["pool_power"] = network.pooling.tolist()
+                logs = log_probability(group).astype(np.float16)
+                table["log_probability_space_groups"] = list(logs)
         if said.uncertainty is not None:
             table["uncertainty"] = said.uncertainty.numpy()[order]
         write_parquet(predictions, table)
@@ -112,7 +118,7 @@ def evaluate_network(
 
 
 def _test_patterns(patterns: Path, structures: Path) -> pd.DataFrame:
-    truth = labels_of_split(patterns, structures, "test")
+    truth = labels_of_split(patterns, structures, "test", "new_prototype")
     if truth.empty:
         raise InputError(
             f"no pattern of {patterns} belongs to the test part: use more structures, or raise "

@@ -20,6 +20,7 @@ from diffractory.evaluation.tables import (
     heading,
     listed,
     read_table,
+    stand_ins,
 )
 from diffractory.store import InputError, write_text
 
@@ -270,7 +271,7 @@ def _stand_ins(studies: Sequence[Study]) -> list[tuple[str, str]]:
     found: dict[str, list[str]] = {}
     for study in studies:
         for shown in study.tables:
-            for text in filter(None, dict.fromkeys(shown.table.cells["stand_in"])):
+            for text in stand_ins(shown.table.cells):
                 found.setdefault(f"{text}\0{study.title}", []).append(shown.name)
     sentences = []
     for key, numbers in found.items():

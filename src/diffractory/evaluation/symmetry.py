@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from diffractory.evaluation.fusion import fuse_opinions
 from diffractory.evaluation.metrics import random_ranks, vote
 from diffractory.evaluation.tables import listed
+from diffractory.models.pooling import log_probability, pool
 from diffractory.store import CRYSTAL_SYSTEMS, InputError
 
 STUDY = "symmetry"
@@ -23,6 +24,12 @@ MODELS = {
     "ours": "Ours",
 }
 """Models by the name of their file, as the paper prints them, and our own."""
+
+POOLING = ("pool_weight", "pool_power")
+"""Columns of a prediction file whose model learns to pool the patterns of a material."""
+
+TESTED = ("test", "new_prototype")
+"""Splits with predictions: the test of all tables and figures, and one of new prototypes alone."""
 
 SPACE_GROUP_MODELS = ("pe_ag_gmoe", "random_forest", "ours")
 """Models that predict space groups."""
@@ -79,25 +86,34 @@ class Patterns(Outcome):
         As ``metrics.vote`` takes it: of every crystal system, or of the predicted space group.
     uncertainty
         Of the opinion that ``probability`` belongs to, shape (N,), from a model that has opinions.
+    pooling
+        From a model that learns to pool patterns: what ``models.pooling.pool`` takes, which is the
+        logarithms of the probabilities of all classes, shape (N, K), the weight and the power.
     """
 
     material: NDArray[np.int64]
     names: tuple[str, ...]
     probability: NDArray[np.float64]
-    uncertainty: NDArray[np.float64] | None
+    uncertainty: NDArray[np.float64] | None = None
+    pooling: tuple[NDArray[np.floating], float, float] | None = None
 
     def ranks(self, n_draws: int, seed: int) -> NDArray[np.int64]:
         """Return the place of each pattern in random orders of its material, shape (D, N)."""
         return random_ranks(self.material, self.names, n_draws, seed)
 
     def aggregated(self, chosen: NDArray[np.bool_]) -> Outcome:
-        """Return the outcome of the materials, by fusion of opinions or else by majority vote.
+        """Return the outcome of the materials: pooled, fused, or else by majority vote.
 
         ``chosen``, shape (N,), has a pattern of each material or more.
         """
         material, probability = self.material[chosen], self.probability[chosen]
         n = len(self.names)
-        if self.uncertainty is None:
+        if self.pooling is not None:
+            logs, weight, power = self.pooling
+            pooled = pool(logs[chosen], material, n, weight, power)
+            first_class = 1 if probability.ndim == 1 else 0  # space groups count from 1
+            winner, confidence = pooled.argmax(axis=1) + first_class, pooled.max(axis=1)
+        elif self.uncertainty is None:
             n_classes = N_SPACE_GROUPS + 1 if probability.ndim == 1 else N_SYSTEMS
             winner, confidence = vote(material, self.predicted[chosen], probability, n, n_classes)
         else:
@@ -109,11 +125,17 @@ class Patterns(Outcome):
 
 def aggregated_how(single: Mapping[str, Patterns]) -> str:
     """Return in words how the patterns of a material are combined, by model."""
-    fused = [MODELS[model] for model, said in single.items() if said.uncertainty is not None]
+    others = {
+        "by fusion of opinions, with the reduced Dempster rule,": [
+            MODELS[model] for model, said in single.items() if said.uncertainty is not None
+        ],
+        "by the product of probabilities, to a learnt power,": [
+            MODELS[model] for model, said in single.items() if said.pooling is not None
+        ],
+    }
+    exceptions = [f"{how} for {listed(models)}" for how, models in others.items() if models]
     return "by majority vote, where ties go to the higher mean probability" + (
-        f" (by fusion of opinions, with the reduced Dempster rule, for {listed(fused)})"
-        if fused
-        else ""
+        f" ({'; '.join(exceptions)})" if exceptions else ""
     )
 
 
@@ -130,39 +152,47 @@ def read_dataset(path: Path) -> pd.DataFrame:
     return dataset.assign(system=_systems(path, dataset["crystal_system"]))
 
 
-def read_predictions(path: Path, dataset: pd.DataFrame, target: str) -> Patterns:
-    """Read the predictions of one model.
+def read_predictions(
+    path: Path, dataset: pd.DataFrame, target: str, split: str = "test"
+) -> Patterns:
+    """Read the predictions of one model for the materials of one split.
 
     Parameters
     ----------
     path
-        The model's Parquet file, one row per test pattern. Its column ``uncertainty``, if any, is
-        read with the crystal systems, to which it belongs.
+        The model's Parquet file, as ``predictions.evaluate_network`` describes it. Its column
+        ``uncertainty``, if any, is read with the crystal systems, to which it belongs.
     dataset
         As ``read_dataset`` gives it.
     target
         ``"crystal_system"`` or ``"space_group"``.
+    split
+        One of ``TESTED``.
 
     Raises
     ------
     InputError
-        If the file is not of this form, is empty, or holds a material outside the test split.
+        If the file is not of this form, holds a material outside ``TESTED``, or none of the split.
     """
-    scores, optional = ["probability_space_group"], []
+    scores, optional = ["probability_space_group"], [*POOLING, "log_probability_space_groups"]
     if target == "crystal_system":
         scores = [f"probability_{system}" for system in CRYSTAL_SYSTEMS]
-        optional = ["uncertainty"]
+        optional = [*POOLING, "uncertainty"]
     columns = ["pattern", "material_id", "crystal_system", "space_group", f"predicted_{target}"]
     table = _read(path, [*columns, *scores], optional)
-    if table.empty:
-        raise InputError(f"{path} holds no predictions: evaluate the model again")
-    material, names = pd.factorize(table["material_id"], sort=True)
-    tested = set(dataset.loc[dataset["split"] == "test", "material_id"])
-    if strangers := [str(name) for name in names if name not in tested]:
+    split_of = table["material_id"].map(dataset.set_index("material_id")["split"])
+    if len(strangers := table.loc[~split_of.isin(TESTED), "material_id"].unique()):
         raise InputError(
             f"{path} has predictions for {len(strangers)} materials that are not in the test split "
-            f"of the dataset, such as {strangers[0]}: evaluate the model again"
+            f"of the dataset, such as {min(strangers)}: evaluate the model again"
         )
+    table = table[split_of == split]
+    if table.empty:
+        raise InputError(
+            f"{path} holds no predictions for the split {split}: evaluate the model again, or "
+            "raise split.test if the dataset has no such material"
+        )
+    material, names = pd.factorize(table["material_id"], sort=True)
     # Sorted, so that what is drawn does not depend on the order of the rows.
     order = np.lexsort([table["pattern"].to_numpy(), material])
     table = table.iloc[order]
@@ -184,7 +214,19 @@ def read_predictions(path: Path, dataset: pd.DataFrame, target: str) -> Patterns
         names=tuple(str(name) for name in names),
         probability=probability,
         uncertainty=(table["uncertainty"].to_numpy(np.float64) if "uncertainty" in table else None),
+        pooling=_pooling(table, probability),
     )
+
+
+def _pooling(
+    table: pd.DataFrame, probability: NDArray[np.float64]
+) -> tuple[NDArray[np.floating], float, float] | None:
+    if not {*POOLING} <= {*table}:
+        return None
+    weight, power = (float(table[name].iloc[0]) for name in POOLING)
+    if "log_probability_space_groups" in table:
+        return np.stack(table["log_probability_space_groups"].to_list()), weight, power
+    return log_probability(probability), weight, power
 
 
 def check_name(name: str, known: Collection[str], kind: str) -> None:

@@ -71,7 +71,7 @@ def zone_axes_figure(dataset: pd.DataFrame, used: Mapping[str, Path], seed: int)
     caption = (
         f"Accuracy against the number of zone axes that are combined, {words}. Materials with "
         f"fewer patterns give all that they have. Lines: mean of {N_DRAWS} random draws; bands: "
-        f"lowest to highest.{_absent(used)}"
+        f"lowest to highest.{absent(used)}"
     )
     columns = ["model", "target", "zone_axes", "accuracy", "lowest", "highest", "materials"]
     title = "Accuracy against the number of zone axes"
@@ -129,7 +129,7 @@ def calibration_figure(dataset: pd.DataFrame, used: Mapping[str, Path]) -> Drawi
         f"(the probability of the predicted system) in {N_BINS} bins of equal width; the area of a "
         "marker grows with the share of the patterns, and the dashed line is perfect calibration. "
         "b: accuracy on the patterns that are answered when a model abstains below a threshold "
-        f"of the confidence, against their share.{_absent(used)}"
+        f"of the confidence, against their share.{absent(used)}"
     )
     columns = ["model", "panel", "bin_low", "bin_high", "patterns", "confidence", "threshold",
                "coverage", "accuracy"]  # fmt: skip
@@ -152,6 +152,7 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def _absent(used: Mapping[str, Path]) -> str:
+def absent(used: Mapping[str, Path]) -> str:
+    """Return the sentence on the models that did not run, or nothing."""
     names = [name for model, name in MODELS.items() if model not in used]
     return f" Not run: {listed(names)}." if names else ""

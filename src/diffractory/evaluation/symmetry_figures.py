@@ -33,6 +33,7 @@ from diffractory.evaluation.symmetry import (
     read_predictions,
 )
 from diffractory.evaluation.symmetry_curves import calibration_figure, zone_axes_figure
+from diffractory.evaluation.symmetry_robustness import robustness_figure
 from diffractory.evaluation.tables import listed
 from diffractory.store import CRYSTAL_SYSTEMS, InputError, recorded
 
@@ -51,6 +52,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(ARCHITECTURE, ()),
     "zone_axes": tuple(MODELS),
     "calibration": tuple(MODELS),
+    "robustness": tuple(MODELS),
 }
 """Models whose predictions each figure reads; all figures read the dataset."""
 
@@ -76,6 +78,7 @@ def make_figure(
     csv: Path,
     run: Path,
     architecture: Path | None = None,
+    conditions: Path | None = None,
 ) -> None:
     """Write one figure from our data.
 
@@ -94,6 +97,9 @@ def make_figure(
         What to write: the figure twice, the plotted data, and the record.
     architecture
         ``architecture.json`` of PE-AG-GMoE, for the figures in ``ARCHITECTURE``.
+    conditions
+        What the stage `perturb_patterns` says of its patterns, for the figure ``robustness``, whose
+        predictions are of these.
 
     Raises
     ------
@@ -107,11 +113,11 @@ def make_figure(
         raise InputError(
             f"figure {name} shows predictions, but no model ran: run one of {listed(FIGURES[name])}"
         )
-    inputs = [dataset, *used.values(), *([architecture] if architecture else [])]
+    inputs = [dataset, *used.values(), *filter(None, [architecture, conditions])]
     with recorded(run, "plot_symmetry", {**context, "figure": name}, inputs, context["seed"]):
         materials = read_dataset(dataset)
         with figure_style():
-            drawing = _drawing(name, materials, used, context, architecture)
+            drawing = _drawing(name, materials, used, context, architecture, conditions)
             write_drawing(drawing, context, svg, png, csv)
 
 
@@ -121,6 +127,7 @@ def _drawing(
     used: Mapping[str, Path],
     context: Mapping[str, Any],
     architecture: Path | None,
+    conditions: Path | None,
 ) -> Drawing:
     match name:
         case "1":
@@ -133,6 +140,8 @@ def _drawing(
             return zone_axes_figure(dataset, used, context["seed"])
         case "calibration":
             return calibration_figure(dataset, used)
+        case "robustness":
+            return robustness_figure(conditions, used)
     if architecture is None:
         raise InputError(f"figure {name} shows the network PE-AG-GMoE, which was not run: train it")
     return architecture_figure(architecture, *ARCHITECTURE[name])

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,10 @@ from diffractory.evaluation.calibration import (
     N_BINS,
     brier_score,
     calibration_errors,
+    coverage_at,
     negative_log_likelihood,
     reliability,
+    selection,
 )
 from diffractory.evaluation.metrics import class_metrics, wilson_interval
 from diffractory.evaluation.published import NOT_GIVEN, published_column, text_differences
@@ -25,26 +27,34 @@ from diffractory.evaluation.symmetry import (
     SPACE_GROUP_MODELS,
     STUDY,
     Outcome,
+    Patterns,
     aggregated_how,
     check_name,
     read_dataset,
     read_predictions,
 )
-from diffractory.evaluation.tables import NOT_RUN, Table, listed, provenance_note, write_table
+from diffractory.evaluation.symmetry_robustness import meaning, read_outcomes, row_label
+from diffractory.evaluation.tables import NOT_RUN, Table, provenance_note, write_table
 from diffractory.store import CRYSTAL_SYSTEMS, InputError, recorded
 
 TABLES: dict[str, tuple[str, ...]] = {
     "1": ("mvof_ml", "random_forest", "pe_ag_gmoe", "ours"),
     "2": ("pe_ag_gmoe",),
-    "3": ("pe_ag_gmoe", "random_forest", "ours"),
+    "3": tuple(MODELS),
     "4": SPACE_GROUP_MODELS,
     "5": (),
     "6": (),
     "calibration": tuple(MODELS),
+    "robustness": tuple(MODELS),
+    "prototypes": tuple(MODELS),
+    "ablations": ("pe_ag_gmoe", "mvof_ml", "ours"),
 }
-"""Models whose predictions each table reads, in printed order. All tables read the dataset."""
+"""Models whose predictions each table reads, in printed order. All tables read the dataset.
 
-VOTES = ("3", "4")
+The table of ablations has those of its models that have ablations, each followed by these.
+"""
+
+VOTES = ("3", "4", "prototypes", "ablations")
 """Tables that read ``aggregate``."""
 
 HYPERPARAMETERS = {
@@ -72,6 +82,22 @@ AVERAGES = {ALL_ITEMS: slice(None), MEAN: slice(None), MEAN_OF_SIX: slice(1, Non
 PUBLISHED_AVERAGE = {"PE-AG-GMoE": ALL_ITEMS, "RF": MEAN_OF_SIX, "MVOF-ML": ALL_ITEMS}
 """Which of them the one published average of a model is; see ``_average_note``."""
 
+QUESTIONS = {
+    "Crystal system": "patterns",
+    "Crystal system (Agg.)": "materials",
+    "Space group": "patterns",
+}
+"""What is asked of a model as a whole, each with the items that it is asked about."""
+
+PARTS = {"test": "known prototypes", "new_prototype": "new prototypes"}
+"""The splits of the table of prototypes, as it prints them."""
+
+WANTED_ACCURACY = 0.9
+"""Fraction of the answers that shall be right where a model may abstain."""
+
+REBUILT = MODELS["mvof_ml"]
+"""The model that is built from its description alone; see ``models.mvof_ml``."""
+
 INTERVAL_NOTE = (
     "Intervals: Wilson 95 %, with test items taken as independent. Patterns of one material are "
     "not, so that the intervals of single patterns are too narrow."
@@ -87,6 +113,7 @@ def make_table(
     markdown: Path,
     run: Path,
     hparams: Path | None = None,
+    conditions: Path | None = None,
 ) -> None:
     """Write one table with our numbers beside the published ones.
 
@@ -99,12 +126,16 @@ def make_table(
     predictions
         Prediction files by model; a model without one is shown as "not run".
     context
-        ``scale``, ``dataset``, ``source``, ``split_by``, ``seed`` and, for the tables in ``VOTES``,
-        ``aggregate``: the number of patterns per material in the vote.
+        ``scale``, ``dataset``, ``source``, ``split_by``, ``seed``; for the tables in ``VOTES``,
+        ``aggregate``: the number of patterns per material in the vote; and for the table of
+        ablations, ``ablations``: the configuration section ``symmetry.ablations``, not empty.
     csv, markdown, run
         What to write: the cells, the table to read, and the record.
     hparams
         ``hparams.json`` of PE-AG-GMoE, for Table 6; without it the values are "not run".
+    conditions
+        What the stage `perturb_patterns` says of its patterns, for the table ``robustness``, whose
+        predictions are of these.
 
     Raises
     ------
@@ -112,8 +143,9 @@ def make_table(
         If an input is not of the form described, or the study has no such table.
     """
     check_name(name, TABLES, "table")
-    used = {model: predictions[model] for model in TABLES[name] if model in predictions}
-    inputs = [dataset, *used.values(), *([hparams] if hparams else [])]
+    names = _printed_names(name, context)
+    used = {model: predictions[model] for model in names if model in predictions}
+    inputs = [dataset, *used.values(), *filter(None, [hparams, conditions])]
     with recorded(run, "tabulate_symmetry", {**context, "table": name}, inputs, context["seed"]):
         materials = read_dataset(dataset)
         match name:
@@ -127,9 +159,29 @@ def make_table(
                 table = _table_6(materials, hparams)
             case "calibration":
                 table = _table_of_calibration(materials, used)
+            case "robustness":
+                table = _table_of_robustness(materials, used, conditions)
+            case "prototypes":
+                table = _table_of_prototypes(materials, used, context)
+            case "ablations":
+                table = _table_of_ablations(names, materials, used, context)
             case _:
                 table = _table_of_votes(int(name), materials, used, context)
-        write_table(_finished(name, table, used, context), csv, markdown)
+        absent = [printed for model, printed in names.items() if model not in used]
+        write_table(_finished(name, table, absent, context), csv, markdown)
+
+
+def _printed_names(name: str, context: Mapping[str, Any]) -> dict[str, str]:
+    """Return the models of a table, in order, each as it is printed."""
+    if name != "ablations":
+        return {model: MODELS[model] for model in TABLES[name]}
+    names = {}
+    for model in TABLES[name]:
+        own = [key for key, change in context["ablations"].items() if change["of"] == model]
+        if own:
+            names[model] = MODELS[model]
+        names |= {key: f"{MODELS[model]}, {key}" for key in own}
+    return names
 
 
 def _table_1(dataset: pd.DataFrame, used: Mapping[str, Path]) -> Table:
@@ -198,12 +250,18 @@ def _table_of_votes(
     caption = f"Accuracy of {what}, from single patterns and from several together (Agg.)."
     notes = (
         INTERVAL_NOTE,
-        f"Agg.: up to {context['aggregate']} patterns per material, drawn at random, combined "
-        f"{aggregated_how(single)}.",
+        _vote_note(single, context),
         _average_note(number, ("", " (Agg.)")),
         *([text_differences(STUDY, number)] if number == 4 else []),
     )
     return Table(pd.DataFrame(cells), caption, "Crystal system", notes)
+
+
+def _vote_note(single: Mapping[str, Patterns], context: Mapping[str, Any]) -> str:
+    return (
+        f"Agg.: up to {context['aggregate']} patterns per material, drawn at random, combined "
+        f"{aggregated_how(single)}."
+    )
 
 
 def _accuracy_column(
@@ -247,7 +305,8 @@ def _table_5(dataset: pd.DataFrame) -> Table:
             )  # fmt: skip
     per_material = _published(5, "Patterns") / _published(5, "Materials")
     notes = (
-        "Materials set apart for validation are in neither the training nor the test split.",
+        "Materials set apart for validation, or with their whole prototype, are in neither the "
+        "training nor the test split.",
         "The paper speaks of 100 zone-axis patterns per structure; its own counts come to "
         f"{per_material.min():.1f} to {per_material.max():.1f} per material.",
     )
@@ -290,27 +349,35 @@ def _hyperparameters(path: Path) -> dict[str, str]:
 
 def _table_of_calibration(dataset: pd.DataFrame, used: Mapping[str, Path]) -> Table:
     train, test = _items(dataset, "patterns")
+    coverage = f"Coverage at {100 * WANTED_ACCURACY:.0f} % accuracy"
+    units = {
+        "ECE": "fraction",
+        "MCE": "fraction",
+        "Brier score": "",
+        "NLL (nat)": "",
+        coverage: "%",
+    }
     cells = []
     for model in TABLES["calibration"]:
         n_test = test.sum()
-        values = dict.fromkeys(("ECE", "MCE", "Brier score", "NLL (nat)"), NOT_RUN)
+        values = [NOT_RUN] * len(units)
         if model in used:
             single = read_predictions(used[model], dataset, "crystal_system")
             n_test = single.total.sum()
-            diagram = reliability(single.confidence, single.truth == single.predicted)
+            right = single.truth == single.predicted
             numbers = (
-                *calibration_errors(diagram),
+                *calibration_errors(reliability(single.confidence, right)),
                 brier_score(single.truth, single.probability),
                 negative_log_likelihood(single.truth, single.probability),
+                coverage_at(WANTED_ACCURACY, selection(single.confidence, right)),
             )
-            values = {
-                column: f"{number:.3f}" for column, number in zip(values, numbers, strict=True)
-            }
+            values = [
+                _printed(number, unit) for number, unit in zip(numbers, units.values(), strict=True)
+            ]
         cells += [
-            {"row": MODELS[model], "column": column, "value": value, "interval": "",
-             "unit": "fraction" if column in ("ECE", "MCE") else "", "published": "",
-             "items": "patterns", "n_train": train.sum(), "n_test": n_test}
-            for column, value in values.items()
+            {"row": MODELS[model], "column": column, "value": value, "interval": "", "unit": unit,
+             "published": "", "items": "patterns", "n_train": train.sum(), "n_test": n_test}
+            for (column, unit), value in zip(units.items(), values, strict=True)
         ]  # fmt: skip
     caption = "Calibration of the crystal system's probabilities, single patterns."
     notes = (
@@ -318,39 +385,181 @@ def _table_of_calibration(dataset: pd.DataFrame, used: Mapping[str, Path]) -> Ta
         "largest distance between accuracy and mean confidence in "
         f"{N_BINS} bins of equal width. Brier score: mean squared distance from the truth, summed "
         "over the seven systems, 0 to 2. NLL: negative log-likelihood of the true system; "
-        "probabilities below 2.2e-16, such as the zeros of a forest, count as that.",
-        "For all four, lower is better. The paper gives none.",
+        "probabilities below 2.2e-16, such as the zeros of a forest, count as that. For all four, "
+        "lower is better.",
+        f"{coverage}: largest share of the patterns that can be answered, the most confident "
+        f"first, with at least {100 * WANTED_ACCURACY:.0f} % of the answers right. Higher is "
+        "better.",
+        "The paper gives none of these.",
     )
     return Table(pd.DataFrame(cells), caption, "Method", notes)
 
 
-def _finished(
-    name: str, table: Table, used: Mapping[str, Path], context: Mapping[str, Any]
+class Answers(NamedTuple):
+    """The outcomes of one model by ``QUESTIONS``; no space group where it tells none."""
+
+    system: Patterns
+    together: Outcome
+    space_group: Patterns | None
+
+
+def _answers(
+    path: Path, of: str, dataset: pd.DataFrame, context: Mapping[str, Any], split: str
+) -> Answers:
+    """Read the predictions of a model, or of an ablation of it, for one split."""
+    system = read_predictions(path, dataset, "crystal_system", split)
+    together = system.aggregated(system.ranks(1, context["seed"])[0] < context["aggregate"])
+    tells = of in SPACE_GROUP_MODELS
+    group = read_predictions(path, dataset, "space_group", split) if tells else None
+    return Answers(system, together, group)
+
+
+def _accuracy_cell(
+    dataset: pd.DataFrame, split: str, items: str, ran: bool, outcome: Outcome | None
+) -> dict[str, Any]:
+    """Return the accuracy over all items of a split, without its row and column."""
+    name = items.capitalize()
+    n_train, n_test = (_counts(dataset, part)[name].sum() for part in ("train", split))
+    value, interval = NOT_GIVEN if ran else NOT_RUN, ""
+    if outcome is not None:
+        n_test = outcome.total.sum()
+        value, interval = _share(outcome.right.sum(), n_test, "%")
+    return {"unit": "%", "value": value, "interval": interval, "published": "", "items": items,
+            "n_train": n_train, "n_test": n_test}  # fmt: skip
+
+
+def _table_of_robustness(
+    dataset: pd.DataFrame, used: Mapping[str, Path], conditions: Path | None
 ) -> Table:
+    train, _ = _items(dataset, "patterns")
+    outcomes = read_outcomes(conditions, used)
+    rows = list(map(row_label, outcomes["perturbation"], outcomes["level"]))
+    cells = []
+    for row, part in outcomes.groupby(rows, sort=False):
+        for model in TABLES["robustness"]:
+            value, interval = NOT_RUN, ""
+            if model in used:
+                value, interval = _share(int(part[model].sum()), len(part), "%")
+            cells.append(
+                {"row": row, "column": MODELS[model], "unit": "%",
+                 "value": value, "interval": interval, "published": "", "items": "patterns",
+                 "n_train": train.sum(), "n_test": len(part)}
+            )  # fmt: skip
+    caption = "Accuracy of the crystal system from single patterns that are perturbed."
+    notes = (f"{meaning(outcomes)} All rows are of the same test patterns.", INTERVAL_NOTE)
+    return Table(pd.DataFrame(cells), caption, "Perturbation", notes)
+
+
+def _table_of_prototypes(
+    dataset: pd.DataFrame, used: Mapping[str, Path], context: Mapping[str, Any]
+) -> Table:
+    filled = [split for split in PARTS if (dataset["split"] == split).any()]
+    answers = {
+        (model, split): _answers(path, model, dataset, context, split)
+        for model, path in used.items()
+        for split in filled
+    }
+    cells = []
+    for model in TABLES["prototypes"]:
+        for k, (question, items) in enumerate(QUESTIONS.items()):
+            for split, part in PARTS.items():
+                said = answers.get((model, split))
+                cell = _accuracy_cell(dataset, split, items, model in used, said and said[k])
+                cells.append({"row": MODELS[model], "column": f"{question}, {part}"} | cell)
+    new = "materials of prototypes that were set apart whole, so that no other split has them"
+    notes = [
+        INTERVAL_NOTE,
+        _vote_note({model: said.system for (model, _), said in answers.items()}, context),
+        f"Known prototypes: the test split, as in all other tables. New prototypes: {new}. Test "
+        "items are counted in this order.",
+    ]
+    if context["split_by"] == "prototype":
+        notes.append("This run splits by prototype: those of the test split are new as well.")
+    if "new_prototype" not in filled:
+        notes.append(
+            "This run has no materials of new prototypes: split.new_prototypes is 0, or so low "
+            "that no prototype was drawn."
+        )
+    caption = "Accuracy on materials of known prototypes, and of prototypes new to the models."
+    return Table(pd.DataFrame(cells), caption, "Method", tuple(notes))
+
+
+def _table_of_ablations(
+    names: Mapping[str, str],
+    dataset: pd.DataFrame,
+    used: Mapping[str, Path],
+    context: Mapping[str, Any],
+) -> Table:
+    ablations = context["ablations"]
+    cells, singles = [], {}
+    for model, name in names.items():
+        of = ablations[model]["of"] if model in ablations else model
+        said, error = None, NOT_RUN
+        if model in used:
+            said = _answers(used[model], of, dataset, context, "test")
+            singles[of] = single = said.system
+            diagram = reliability(single.confidence, single.truth == single.predicted)
+            error = f"{calibration_errors(diagram)[0]:.3f}"
+        row = [
+            {"row": name, "column": question}
+            | _accuracy_cell(dataset, "test", items, model in used, said and said[k])
+            for k, (question, items) in enumerate(QUESTIONS.items())
+        ]
+        of_patterns = {"column": "ECE", "unit": "fraction", "value": error, "interval": ""}
+        cells += [*row, row[0] | of_patterns]
+    changes = "; ".join(
+        f"{names[key]}: {_changes(ablations[key])}" for key in names if key in ablations
+    )
+    notes = (
+        f"Settings in place of those of the network itself. {changes}.",
+        INTERVAL_NOTE,
+        _vote_note(singles, context),
+        "ECE: expected calibration error of the crystal system, single patterns, as in the table "
+        "of calibration.",
+    )
+    caption = "Networks with some of their settings replaced, each trained anew."
+    return Table(pd.DataFrame(cells), caption, "Network", notes)
+
+
+def _changes(ablation: Mapping[str, Any]) -> str:
+    """Return the settings that an ablation replaces, each with its value."""
+    settings = [
+        f"{part}.{key} {value}"
+        for part in ("network", "training")
+        for key, value in ablation.get(part, {}).items()
+    ]
+    return ", ".join(settings) or "none"
+
+
+def _finished(name: str, table: Table, absent: Sequence[str], context: Mapping[str, Any]) -> Table:
     """Add to a table what the data are, and which models were not run."""
+    places = zip(table.cells["row"], table.cells["column"], strict=True)
     cells = table.cells.assign(
         study=STUDY,
         table=name,
         dataset=context["dataset"],
         scale=context["scale"],
         seed=context["seed"],
-        stand_in=_stand_in(context),
+        stand_in=[_stand_in(row, column, context) for row, column in places],
     )
     notes = [*table.notes, provenance_note(cells)]
-    if absent := [MODELS[model] for model in TABLES[name] if model not in used]:
-        notes.append(f"Not run: {listed(absent)}.")
+    if absent:
+        notes.append(f"Not run: {'; '.join(absent)}.")
     return Table(cells, table.caption, table.stub, tuple(notes))
 
 
-def _stand_in(context: Mapping[str, Any]) -> str:
-    """Return what the structures stand in for, and how near the test is to the training."""
-    if context["source"] == "materials_project":
-        return ""
-    if context["source"] != "prototypes":
-        return f"structures from {context['source']} in place of the Materials Project"
-    shared = context["split_by"] == "material"
-    types = "the same types in training and test" if shared else "other types in the test"
-    return f"substituted prototypes, {types}, in place of the Materials Project"
+def _stand_in(row: str, column: str, context: Mapping[str, Any]) -> str:
+    """Return what stands in for the published structures and model of a cell."""
+    found = []
+    if context["source"] == "prototypes":
+        shared = context["split_by"] == "material" and not column.endswith(PARTS["new_prototype"])
+        types = "the same types in training and test" if shared else "other types in the test"
+        found.append(f"substituted prototypes, {types}, in place of the Materials Project")
+    elif context["source"] != "materials_project":
+        found.append(f"structures from {context['source']} in place of the Materials Project")
+    if row.startswith(REBUILT) or column.startswith(REBUILT):
+        found.append(f"{REBUILT} rebuilt from its description")
+    return "; ".join(found)
 
 
 def _title(k: int) -> str:

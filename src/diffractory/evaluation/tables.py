@@ -18,7 +18,8 @@ COLUMNS = (
 """Columns of a table file.
 
 ``value`` and ``published`` are printed numbers; ``interval`` is the 95 % interval of ``value``;
-``unit`` is ``%``, ``fraction``, ``count`` or empty; ``n_train`` and ``n_test`` count ``items``.
+``unit`` is ``%``, ``fraction``, ``count`` or empty; ``n_train`` and ``n_test`` count ``items``;
+``stand_in`` has what stands in for a part of the published work, joined by "; ".
 """
 
 
@@ -43,9 +44,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Grid:
-    """The wide form of a table: one column per column name, one size column per item kind."""
+    """The wide form of a table: one column per column name, one size column per item kind.
+
+    ``published`` says of each column whether a row of it has a published value.
+    """
 
     columns: tuple[str, ...]
+    published: tuple[bool, ...]
     sizes: tuple[str, ...]
     rows: tuple[Row, ...]
 
@@ -99,7 +104,9 @@ def grid(cells: pd.DataFrame) -> Grid:
         sizes = tuple(_sizes(line[line["items"] == kind]) for kind in kinds)
         rows.append(Row(str(label), entries, sizes))
     columns = tuple(f"{column} (%)" if unit == "%" else column for column, unit in units.items())
-    return Grid(columns, tuple(f"train / test {kind}" for kind in kinds), tuple(rows))
+    compared = set(cells.loc[cells["published"] != "", "column"])
+    published = tuple(column in compared for column in units)
+    return Grid(columns, published, tuple(f"train / test {kind}" for kind in kinds), tuple(rows))
 
 
 def _sizes(line: pd.DataFrame) -> str:
@@ -117,13 +124,16 @@ def _markdown(table: Table) -> str:
     cells = table.cells.astype(str)
     shape = grid(cells)
     header = [table.stub]
-    for column in shape.columns:
-        header += [column, "published"]
+    for column, compared in zip(shape.columns, shape.published, strict=True):
+        header += [column, "published"] if compared else [column]
     lines = [header + list(shape.sizes), ["---"] + ["---:"] * (len(header) - 1 + len(shape.sizes))]
     for row in shape.rows:
         line = [row.label]
-        for value, interval, published in row.entries:
-            line += [f"{value} ({interval})" if interval else value, published]
+        for (value, interval, published), compared in zip(
+            row.entries, shape.published, strict=True
+        ):
+            line.append(f"{value} ({interval})" if interval else value)
+            line += [published] if compared else []
         lines.append(line + list(row.sizes))
     body = ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]
     first = cells.iloc[0]
@@ -136,16 +146,21 @@ def heading(kind: str, name: str) -> str:
     return f"{kind} {name}" if name.isdecimal() else f"{kind}: {name.replace('_', ' ')}"
 
 
+def stand_ins(cells: pd.DataFrame) -> list[str]:
+    """Return each thing that the cells name as standing in for another, once."""
+    joined = "; ".join(dict.fromkeys(cells["stand_in"]))
+    return list(filter(None, dict.fromkeys(joined.split("; "))))
+
+
 def provenance_note(cells: pd.DataFrame) -> str:
-    """Return the sentence on the data behind the cells."""
+    """Return the sentences on the data behind the cells, and on what stands in."""
 
     def joined(name: str) -> str:
-        return ", ".join(dict.fromkeys(str(value) for value in cells[name] if str(value)))
+        return ", ".join(dict.fromkeys(str(value) for value in cells[name]))
 
-    stand_in = joined("stand_in")
-    return f"Dataset {joined('dataset')}, scale {joined('scale')}, seed {joined('seed')}" + (
-        f"; {stand_in}." if stand_in else "."
-    )
+    data = f"Dataset {joined('dataset')}, scale {joined('scale')}, seed {joined('seed')}."
+    found = stand_ins(cells)
+    return f"{data} Stand-ins: {'; '.join(found)}." if found else data
 
 
 def listed(names: Sequence[str]) -> str:

@@ -18,9 +18,10 @@ Decided here:
 - Intensity: each spot's to the power 1/4, which brings 1e-4 to 0.1; the image is then divided by
   its maximum, which leaves no trace of exposure. The direct beam is left out.
 - Network: a 5 x 5 convolution to `width` channels, then three stages that double them, each of
-  two 3 x 3 convolutions; every stage halves the image. Batch normalization and ReLU follow each
-  convolution. One linear layer reads the means over 4 x 4 parts of the image: parts, since how far
-  a spot is from the middle of the pattern tells as much as how far spots are from each other.
+  two 3 x 3 convolutions; every stage halves the image. Group normalization (4 groups) and ReLU
+  follow each convolution: a batch holds patterns with about as many spots, so that its statistics
+  are not those of others. One linear layer reads the means over 4 x 4 parts of the image: parts,
+  since how far a spot is from the middle tells as much as how far spots are from each other.
 - Evidence: softplus, which unlike the authors' ReLU has a gradient everywhere.
 - Loss: the expected cross-entropy under the Dirichlet distribution (M. Sensoy, L. Kaplan,
   M. Kandemir, "Evidential deep learning to quantify classification uncertainty", NeurIPS 2018,
@@ -56,7 +57,7 @@ class MvofMl(SpotListNetwork):
     spot_sigma
         Standard deviation of a spot, 1/angstrom.
     width
-        Channels of the first stage.
+        Channels of the first stage, a multiple of 4.
     annealing_steps
         Training batches over which the divergence comes to its full weight, 1 or more.
     """
@@ -151,6 +152,6 @@ def _convolution(before: int, after: int, kernel_size: int, stride: int) -> list
     padding = kernel_size // 2
     return [
         nn.Conv2d(before, after, kernel_size, stride, padding, bias=False),
-        nn.BatchNorm2d(after),
+        nn.GroupNorm(4, after),
         nn.ReLU(inplace=True),
     ]

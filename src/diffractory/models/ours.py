@@ -11,10 +11,11 @@ the power spectrum of atomic densities is in three (A. P. Bartok, R. Kondor, G. 
 B 87, 184115 (2013)). Mirroring a pattern changes them as little.
 
 It keeps the aim of PE-AG-GMoE, relations between spots whatever the orientation, and changes what
-that paper points at: invariance is exact and needs no training, and the space group is told within
-the crystal system, p(group) = p(system) p(group | system). Attention over pairs of spots, which it
-began with, was ten times slower for the same number of patterns and had learnt less in the same
-time; see docs/networks.md.
+that paper points at: invariance is exact and needs no training, the space group is told within the
+crystal system, p(group) = p(system) p(group | system), and the probabilities of a material's
+patterns are multiplied to a power that is learnt, in place of a vote. Attention over pairs of
+spots, which it began with, was ten times slower for the same number of patterns and had learnt less
+in the same time; see docs/networks.md.
 """
 
 import math
@@ -102,6 +103,7 @@ class Ours(SpotListNetwork):
         self.system_of_group: Tensor
         system = np.searchsorted(LAST_GROUPS, np.arange(1, N_SPACE_GROUPS + 1))
         self.register_buffer("system_of_group", torch.from_numpy(system), persistent=False)
+        self.pooling = torch.ones(2)
 
     def forward(self, spots: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return logarithms of the probabilities, shapes (B, 7) and (B, 230)."""

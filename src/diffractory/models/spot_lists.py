@@ -38,13 +38,18 @@ class SpotListNetwork(nn.Module):
     ----------
     loss_name
         What `loss` is, in words for a table.
+    pooling
+        Weight and power with which `pooling.pool` joins the probabilities of a material's patterns,
+        shape (2,), fitted after training; None if they are joined otherwise.
     """
 
     loss_name: str
+    pooling: Tensor | None
 
     def __init__(self, **hparams: Any) -> None:
         super().__init__()
         self.hparams = hparams
+        self.register_buffer("pooling", None)
 
     def normalize_with(self, spots: Tensor, mask: Tensor) -> None:
         """Take from training patterns, as `forward` takes them, what normalizes the input."""

@@ -201,7 +201,7 @@ def simulate_patterns(
     with recorded(run, "simulate_patterns", settings, [structures], seed) as facts:
         patterns, refused = [], []
         note = f"Simulating shard {shard + 1} of {shards}"
-        with _materials(rows, settings, seed, threads) as results:
+        with simulate_materials(rows, settings, seed, threads) as results:
             for made, bad in track(results, note, len(rows), "structures"):
                 patterns += made
                 refused += bad
@@ -211,7 +211,7 @@ def simulate_patterns(
 
 
 @contextmanager
-def _materials(
+def simulate_materials(
     rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], seed: int, threads: int
 ) -> Iterator[Iterable[tuple[list[Patterns], list[tuple[Any, ...]]]]]:
     """Yield what `simulate_material` returns for each row, in order, worked on in parallel."""

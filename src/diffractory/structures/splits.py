@@ -42,9 +42,10 @@ def assign_splits(
     split: Mapping[str, Any],
     seed: int,
 ) -> list[str]:
-    """Return ``"train"``, ``"validation"`` or ``"test"`` for each material.
+    """Return ``"train"``, ``"validation"``, ``"test"`` or ``"new_prototype"`` for each material.
 
-    Duplicates stay together, and by option whatever shares a prototype. Each group draws for
+    Materials of some prototypes are a second test set, of prototypes that no other part has. Of the
+    rest, duplicates stay together, and by option whatever shares a prototype. Each group draws for
     itself, so that further materials move none, unless they join groups or rename one.
 
     Parameters
@@ -54,22 +55,33 @@ def assign_splits(
     prototypes
         Prototype label of each material.
     split
-        ``by`` (``"material"`` or ``"prototype"``), ``test`` (fraction of all groups) and
-        ``validation`` (fraction of the rest).
+        ``new_prototypes`` (fraction of the prototypes), ``by`` (``"material"`` or ``"prototype"``),
+        ``test`` (fraction of all groups) and ``validation`` (fraction of the rest).
     seed
         Global seed.
     """
-    keys = pd.Series(duplicate_groups, dtype=object)
-    if split["by"] == "prototype":
-        # Duplicates may differ in prototype within symprec: they tie their prototypes together.
-        labels = pd.Series(prototypes, dtype=object)
-        links = (keys.factorize()[0], labels.factorize()[0])
-        size = len(keys)
-        graph = coo_array(([1] * size, (links[0], links[1] + size)), shape=(2 * size, 2 * size))
-        part = connected_components(graph, directed=False)[1][links[0]]
-        keys = labels.groupby(part).transform("min")
+    groups = pd.Series(duplicate_groups, dtype=object)
+    prototype = _tied(groups, pd.Series(prototypes, dtype=object))
+    keys = prototype if split["by"] == "prototype" else groups
     side = {key: _side(generator(seed, "split", key).random(), split) for key in keys.unique()}
-    return [side[key] for key in keys]
+    new = {
+        key
+        for key in prototype.unique()
+        if generator(seed, "new_prototype", key).random() < split["new_prototypes"]
+    }
+    return [
+        "new_prototype" if label in new else side[key]
+        for label, key in zip(prototype, keys, strict=True)
+    ]
+
+
+def _tied(groups: "pd.Series[str]", labels: "pd.Series[str]") -> "pd.Series[str]":
+    """Return one name for all prototypes that share duplicates: these may differ within symprec."""
+    links = (groups.factorize()[0], labels.factorize()[0])
+    size = len(groups)
+    graph = coo_array(([1] * size, (links[0], links[1] + size)), shape=(2 * size, 2 * size))
+    part = connected_components(graph, directed=False)[1][links[0]]
+    return labels.groupby(part).transform("min")
 
 
 def _side(draw: float, split: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,9 @@ def fit(
     """
     settings = training.settings
     last = folder / "last.ckpt"
+    checkpoint = partial(
+        ModelCheckpoint, folder, save_on_train_epoch_end=True, enable_version_counter=False
+    )
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # advice on other products
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
@@ -245,14 +249,8 @@ def fit(
             logger=TensorBoardLogger(folder, name="", version=""),
             callbacks=[
                 EarlyStopping("validation_loss", patience=settings["patience"]),
-                ModelCheckpoint(
-                    folder,
-                    "best",
-                    monitor="validation_loss",
-                    save_last=True,
-                    save_on_train_epoch_end=True,
-                    enable_version_counter=False,
-                ),
+                checkpoint("best", monitor="validation_loss"),
+                checkpoint("last"),  # save_last=True would wait for the next best
                 Progress(f"Training {type(training.network).__name__}", settings["batch_size"]),
             ],
             log_every_n_steps=training.steps,

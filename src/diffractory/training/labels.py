@@ -8,11 +8,11 @@ import pandas as pd
 from diffractory.store import LATTICE, read_material_ids
 
 
-def labels_of_split(patterns: Path, structures: Path, split: str) -> pd.DataFrame:
-    """Return one row per pattern of a split: its index in the store and its material's labels."""
+def labels_of_split(patterns: Path, structures: Path, *splits: str) -> pd.DataFrame:
+    """Return one row per pattern of some splits: its index in the store, its material's labels."""
     columns = ["material_id", "split", "crystal_system", "space_group", *LATTICE]
     materials = pd.read_parquet(structures, columns=columns)
     table = pd.DataFrame({"material_id": read_material_ids(patterns)})
     table["pattern"] = np.arange(len(table))
     table = table.merge(materials, on="material_id", how="left", validate="many_to_one")
-    return table[table["split"] == split].reset_index(drop=True)
+    return table[table["split"].isin(splits)].reset_index(drop=True)

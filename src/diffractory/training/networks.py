@@ -16,8 +16,10 @@ from torch import nn
 from diffractory.models.mvof_ml import MvofMl
 from diffractory.models.ours import Ours
 from diffractory.models.pe_ag_gmoe import PeAgGmoe
+from diffractory.models.pooling import fit_pooling, log_probability
 from diffractory.models.spot_lists import Opinions, SpotListNetwork
 from diffractory.store import (
+    CRYSTAL_SYSTEMS,
     InputError,
     SpotReader,
     atomic_folder,
@@ -53,9 +55,8 @@ def train_network(
     max_spots: int,
     hardware: Mapping[str, Any],
     seed: int,
-    threads: int,
 ) -> None:
-    """Train one network and write the folder ``model``.
+    """Train one network and write the folder ``model``, whose name the record goes by.
 
     The state after every epoch is kept beside that folder, in ``{model}.training``: after a kill
     the training goes on from there, to the same bytes as if it had not been killed.
@@ -70,13 +71,11 @@ def train_network(
         Folder to write: model.safetensors (the epoch of lowest validation loss), hparams.json,
         architecture.json, last.ckpt, metrics.csv and run.json.
     settings
-        Configuration section ``symmetry.{name}``.
+        Configuration section ``symmetry.{name}``, or that of an ablation of this network.
     max_spots
         Most spots of a pattern that the network reads, the brightest.
     hardware
         Configuration section ``symmetry.hardware``.
-    threads
-        CPU threads.
 
     Raises
     ------
@@ -85,7 +84,7 @@ def train_network(
         not finite.
     """
     check_device(hardware)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(hardware["threads"])
     how = settings["training"]
     size = how["batch_size"]
     train = labels_of_split(patterns, structures, "train")
@@ -100,7 +99,7 @@ def train_network(
     state = _state(model, {**config, "seed": seed, "inputs": [sha256(path) for path in inputs]})
     with (
         atomic_folder(model) as folder,
-        recorded(folder / "run.json", f"train_{name}", config, inputs, seed) as facts,
+        recorded(folder / "run.json", f"train_{model.name}", config, inputs, seed) as facts,
     ):
         torch.manual_seed(int(generator(seed, name, "weights").integers(2**63)))
         network = NETWORKS[name](**settings["network"])
@@ -110,7 +109,11 @@ def train_network(
         fit(training, batches, held_out, hardware, state)
         best = torch.load(state / "best.ckpt", map_location="cpu", weights_only=True)
         training.load_state_dict(best["state_dict"])
-        network.cpu().eval()
+        network.eval()
+        if network.pooling is not None:
+            everything = SpotBatches(patterns, validation, size, max_spots, seed, False, False)
+            _fit_pooling(network, everything, validation, hardware, seed)
+        network.cpu()
         (folder / "model.safetensors").write_bytes(save(network.state_dict()))
         shutil.copy(state / "last.ckpt", folder)
         pd.DataFrame(training.epochs).to_csv(
@@ -155,6 +158,25 @@ def _normalize(network: SpotListNetwork, batches: SpotBatches) -> None:
         torch.cat([nn.functional.pad(b.spots, (0, 0, 0, most - b.spots.shape[1])) for b in some]),
         torch.cat([nn.functional.pad(b.mask, (0, most - b.mask.shape[1])) for b in some]),
     )
+
+
+def _fit_pooling(
+    network: SpotListNetwork,
+    batches: SpotBatches,
+    labels: pd.DataFrame,
+    hardware: Mapping[str, Any],
+    seed: int,
+) -> None:
+    """Fit the pooling to how often the network is right on patterns that it has not seen."""
+    pattern, said = predict(network, batches, hardware)
+    materials = labels.set_index("pattern").loc[pattern]
+    weight, power = fit_pooling(
+        log_probability(said.crystal_system.numpy()),
+        pd.Index(CRYSTAL_SYSTEMS).get_indexer(pd.Index(materials["crystal_system"])),
+        materials["material_id"].factorize(sort=True)[0],
+        generator(seed, "pooling", 0),
+    )
+    network.pooling = torch.tensor([weight, power])
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -16,8 +16,10 @@ from diffractory.store.patterns import CHUNK
 
 RUNS = 8
 """Runs of patterns that a window is mixed from."""
-GROUP = 64
-"""Batches between which patterns are sorted by their number of spots."""
+GROUP = 4
+"""Batches among which patterns are sorted by their number of spots. More would save padding, which
+is 30 % at 4, but patterns with as many spots are alike, and networks learn less from such batches:
+3 % fewer validation patterns were right at 64."""
 
 
 class Batch(NamedTuple):
@@ -124,7 +126,7 @@ class SpotBatches(Dataset[Batch]):
         self.run_start = np.flatnonzero(np.diff(self.chunk, prepend=-1))
         n_batches = -(-len(labels) // batch_size)
         self.bounds = np.arange(n_batches + 1) * len(labels) // n_batches
-        mixed = max(GROUP, RUNS * n_batches // len(self.run_start))
+        mixed = max(64, RUNS * n_batches // len(self.run_start))
         self.window_size = n_batches if in_memory else mixed
         self._window: _Window | None = None
 

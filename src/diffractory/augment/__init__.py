@@ -1,0 +1,1 @@
+"""What a microscope and a foil do to patterns."""
