@@ -125,6 +125,7 @@ t.train(Path({str(data)!r}), Path({str(tmp_path / "killed")!r}), {name!r}, epoch
     again = train(data, tmp_path / "killed", name, epochs=4)
     assert contents(again) == contents(whole)
     assert not (tmp_path / "killed" / f"{name}.training").exists()
+    assert list(again.glob("events.*"))  # for TensorBoard
 
 
 def test_the_state_of_another_training_is_not_taken(data, tmp_path):

@@ -110,7 +110,7 @@ class Patterns(Outcome):
         n = len(self.names)
         if self.pooling is not None:
             logs, weight, power = self.pooling
-            pooled = pool(logs[chosen], material, n, weight, power)
+            pooled = pool(logs[chosen], material, weight, power)
             first_class = 1 if probability.ndim == 1 else 0  # space groups count from 1
             winner, confidence = pooled.argmax(axis=1) + first_class, pooled.max(axis=1)
         elif self.uncertainty is None:

@@ -23,7 +23,6 @@ def log_probability(probability: NDArray[np.floating]) -> NDArray[np.floating]:
 def pool(
     log_probability: NDArray[np.floating],
     group: NDArray[np.integer],
-    n_groups: int,
     weight: float,
     power: float,
 ) -> NDArray[np.float64]:
@@ -37,12 +36,9 @@ def pool(
     log_probability
         Natural logarithm of the probabilities, finite, shape (P, K).
     group
-        Group of each view, 0 to G - 1, shape (P,); each group has one or more.
+        Group of each view, ascending, shape (P,).
     """
-    total = np.zeros((n_groups, log_probability.shape[1]))
-    np.add.at(total, group, log_probability)
-    views = np.bincount(group, minlength=n_groups)
-    return _softmax(weight * views[:, None] ** -power * total)
+    return _pooled(*_sums(log_probability, group), weight, power)
 
 
 def fit_pooling(
@@ -62,34 +58,37 @@ def fit_pooling(
     rng
         Draws the views, of which the groups are seen with `COUNTS`.
     """
-    n_groups = int(group.max()) + 1
-    truth_of_group = np.zeros(n_groups, dtype=np.int64)
-    truth_of_group[group] = truth
-    every = np.arange(n_groups)
-    sums, views = [], []
+    first = np.flatnonzero(np.diff(group, prepend=-1))
+    classes, groups = truth[first], np.arange(len(first))
+    seen = []
     for _ in range(N_DRAWS):
         order = np.lexsort((rng.random(len(group)), group))
-        place = np.empty(len(group), dtype=np.int64)
-        place[order] = np.arange(len(group)) - np.searchsorted(group[order], group[order])
+        place = np.arange(len(group)) - np.searchsorted(group, group)
         for count in COUNTS:
-            chosen = place < count
-            total = np.zeros((n_groups, log_probability.shape[1]))
-            np.add.at(total, group[chosen], log_probability[chosen])
-            sums.append(total)
-            views.append(np.bincount(group[chosen], minlength=n_groups))
+            chosen = order[place < count]
+            seen.append(_sums(log_probability[chosen], group[chosen]))
 
     def surprise(weight: float, power: float) -> float:
-        return float(
-            np.mean(
-                [
-                    -np.log(_softmax(weight * v[:, None] ** -power * s)[every, truth_of_group])
-                    for s, v in zip(sums, views, strict=True)
-                ]
-            )
-        )
+        of_truth = [_pooled(*sums, weight, power)[groups, classes] for sums in seen]
+        return float(-np.mean(np.log(np.maximum(of_truth, np.finfo(float).tiny))))
 
     _, weight, power = min((surprise(w, p), w, p) for w in WEIGHTS for p in POWERS)
     return float(weight), float(power)
+
+
+def _sums(
+    log_probability: NDArray[np.floating], group: NDArray[np.integer]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the sums over each group, shape (G, K), and the numbers of views, shape (G,)."""
+    first = np.flatnonzero(np.diff(group, prepend=-1))
+    total = np.add.reduceat(log_probability, first, axis=0, dtype=np.float64)
+    return total, np.diff(first, append=len(group))
+
+
+def _pooled(
+    total: NDArray[np.float64], views: NDArray[np.int64], weight: float, power: float
+) -> NDArray[np.float64]:
+    return _softmax(weight * views[:, None] ** -power * total)
 
 
 def _softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:

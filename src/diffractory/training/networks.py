@@ -69,7 +69,7 @@ def train_network(
         Pattern store and ``structures.parquet``.
     model
         Folder to write: model.safetensors (the epoch of lowest validation loss), hparams.json,
-        architecture.json, last.ckpt, metrics.csv and run.json.
+        architecture.json, last.ckpt, metrics.csv, logs for TensorBoard and run.json.
     settings
         Configuration section ``symmetry.{name}``, or that of an ablation of this network.
     max_spots
@@ -115,7 +115,8 @@ def train_network(
             _fit_pooling(network, everything, validation, hardware, seed)
         network.cpu()
         (folder / "model.safetensors").write_bytes(save(network.state_dict()))
-        shutil.copy(state / "last.ckpt", folder)
+        for kept in (state / "last.ckpt", *state.glob("events.*")):
+            shutil.copy(kept, folder)
         pd.DataFrame(training.epochs).to_csv(
             folder / "metrics.csv", index=False, float_format="%.6f"
         )
@@ -170,10 +171,12 @@ def _fit_pooling(
     """Fit the pooling to how often the network is right on patterns that it has not seen."""
     pattern, said = predict(network, batches, hardware)
     materials = labels.set_index("pattern").loc[pattern]
+    order = np.argsort(materials["material_id"].to_numpy(), kind="stable")
+    materials = materials.iloc[order]
     weight, power = fit_pooling(
-        log_probability(said.crystal_system.numpy()),
+        log_probability(said.crystal_system.numpy()[order]),
         pd.Index(CRYSTAL_SYSTEMS).get_indexer(pd.Index(materials["crystal_system"])),
-        materials["material_id"].factorize(sort=True)[0],
+        materials["material_id"].factorize()[0],
         generator(seed, "pooling", 0),
     )
     network.pooling = torch.tensor([weight, power])
