@@ -128,6 +128,36 @@ t.train(Path({str(data)!r}), Path({str(tmp_path / "killed")!r}), {name!r}, epoch
     assert list(again.glob("events.*"))  # for TensorBoard
 
 
+def test_a_terminated_training_says_so(data, tmp_path):
+    """Its exit status is not 0, and it goes on when it is started again."""
+    script = f"""
+import sys
+sys.path[:0] = {[str(Path(__file__).parent)]!r}
+from pathlib import Path
+import test_network_training as t
+from diffractory.training.fit import Training
+
+save = Training.on_save_checkpoint
+
+def say(self, checkpoint):
+    save(self, checkpoint)
+    print("saved", flush=True)
+
+Training.on_save_checkpoint = say
+t.train(Path({str(data)!r}), Path({str(tmp_path)!r}), epochs=2000, patience=2000)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    for _ in range(4):
+        assert process.stdout.readline() == "saved\n"
+    process.terminate()
+    process.stdout.read()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert not (tmp_path / "pe_ag_gmoe").exists()
+    assert list((tmp_path / "pe_ag_gmoe.training").glob("*/last.ckpt"))
+
+
 def test_the_state_of_another_training_is_not_taken(data, tmp_path):
     stale = tmp_path / "pe_ag_gmoe.training" / "other" / "last.ckpt"
     stale.parent.mkdir(parents=True)

@@ -2,6 +2,8 @@
 
 import logging
 import math
+import signal
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -14,6 +16,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -259,10 +262,14 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(
-            training,
-            loader(batches, EpochOfBatches(training), hardware["workers"]),
-            loader(validation, None, 0),
-            ckpt_path=last if last.exists() else None,
-            weights_only=True,
-        )
+        try:
+            trainer.fit(
+                training,
+                loader(batches, EpochOfBatches(training), hardware["workers"]),
+                loader(validation, None, 0),
+                ckpt_path=last if last.exists() else None,
+                weights_only=True,
+            )
+        except SIGTERMException:
+            # Its exit status would be 0, as if the training had come to its end.
+            sys.exit(128 + signal.SIGTERM)
