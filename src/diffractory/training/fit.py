@@ -231,39 +231,14 @@ def fit(
     The folder also gets ``best.ckpt``, the epoch of lowest validation loss, and logs for
     TensorBoard.
     """
-    settings = training.settings
     last = folder / "last.ckpt"
-    checkpoint = partial(
-        ModelCheckpoint, folder, save_on_train_epoch_end=True, enable_version_counter=False
-    )
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # advice on other products
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")
-        trainer = Trainer(
-            accelerator="gpu" if hardware["device"] == "cuda" else "cpu",
-            devices=1,
-            precision=hardware["precision"],
-            plugins=[LightningEnvironment()],  # whatever a scheduler has set for other purposes
-            max_epochs=settings["epochs"],
-            accumulate_grad_batches=settings["accumulate"],
-            gradient_clip_val=1.0,
-            deterministic="warn",
-            logger=TensorBoardLogger(folder, name="", version=""),
-            callbacks=[
-                EarlyStopping("validation_loss", patience=settings["patience"]),
-                checkpoint("best", monitor="validation_loss"),
-                checkpoint("last"),  # save_last=True would wait for the next best
-                Progress(f"Training {type(training.network).__name__}", settings["batch_size"]),
-            ],
-            log_every_n_steps=training.steps,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning's own
         try:
-            trainer.fit(
+            _trainer(training, hardware, folder).fit(
                 training,
                 loader(batches, EpochOfBatches(training), hardware["workers"]),
                 loader(validation, None, 0),
@@ -273,3 +248,32 @@ def fit(
         except SIGTERMException:
             # Its exit status would be 0, as if the training had come to its end.
             sys.exit(128 + signal.SIGTERM)
+
+
+def _trainer(training: Training, hardware: Mapping[str, Any], folder: Path) -> Trainer:
+    settings = training.settings
+    checkpoint = partial(
+        ModelCheckpoint, folder, save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    return Trainer(
+        accelerator="gpu" if hardware["device"] == "cuda" else "cpu",
+        devices=1,
+        precision=hardware["precision"],
+        plugins=[LightningEnvironment()],  # whatever a scheduler has set for other purposes
+        max_epochs=settings["epochs"],
+        accumulate_grad_batches=settings["accumulate"],
+        gradient_clip_val=1.0,
+        deterministic="warn",
+        logger=TensorBoardLogger(folder, name="", version=""),
+        callbacks=[
+            EarlyStopping("validation_loss", patience=settings["patience"]),
+            checkpoint("best", monitor="validation_loss"),
+            checkpoint("last"),  # save_last=True would wait for the next best
+            Progress(f"Training {type(training.network).__name__}", settings["batch_size"]),
+        ],
+        log_every_n_steps=training.steps,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
