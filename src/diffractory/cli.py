@@ -1,0 +1,132 @@
+"""The command line: parse, call one function, print."""
+
+# Functions of the package are imported by the command that calls them, so that help is at once.
+
+import sys
+from datetime import UTC, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from rich.tree import Tree
+
+from diffractory.errors import InputError
+
+if TYPE_CHECKING:
+    from diffractory.store.lineage import Product, Record
+
+STYLES = {"changed since": "red", "unchanged": "green"}
+STYLES |= {"ok": "green", "warning": "yellow", "problem": "red"}
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def main() -> None:
+    """Run a command; end on bad input with one sentence."""
+    try:
+        app()
+    except (InputError, OSError) as error:
+        sys.exit(f"Error: {error}")
+
+
+@app.callback()
+def diffractory() -> None:
+    """Look at what the workflow made, and at what it runs on."""
+
+
+@app.command()
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(help="A table, figure, prediction file, model, store or report.")
+    ],
+) -> None:
+    """Tell where a product came from, back to the structures as retrieved."""
+    from diffractory.store.lineage import lineage
+
+    with Console(stderr=True).status("Comparing files with their records"):
+        product = lineage([path])[0]
+    records: dict[Path, Record] = {}
+    tree = Tree(_label(product, product.paths[0]))
+    _grow(tree, product, records)
+    _print(tree)
+    for line in _notes(list(records.values())):
+        _print(line)
+
+
+@app.command()
+def doctor() -> None:
+    """Check what the workflow needs: versions, processors, SLURM, disks, keys, data, results."""
+    from diffractory.doctor import examine
+
+    problems = 0
+    for finding in examine(Path.cwd()):
+        problems += finding.status == "problem"
+        line = Text.assemble(
+            (f"{finding.status:8}", STYLES[finding.status]), f"{finding.check}: {finding.found}"
+        )
+        _print(line.append(f"; {finding.advice}" if finding.advice else ""))
+    raise typer.Exit(1 if problems else 0)
+
+
+def _print(content: Tree | Text | str) -> None:
+    """Print; lines are broken to fit a terminal, and not at all in a file or a pipe."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 100_000
+    console.print(content)
+
+
+def _grow(tree: Tree, product: "Product", records: dict[Path, "Record"]) -> None:
+    """Add what a product came from; a record that was shown before is only referred to."""
+    if product.record:
+        records[product.record.path] = product.record
+    for source in product.inputs:
+        names = ", ".join(source.paths[:2])
+        names += f" and {len(source.paths) - 2} more" if len(source.paths) > 2 else ""
+        known = source.record is not None and source.record.path in records
+        label = Text.assemble(f"{names}: ", (source.state, STYLES.get(source.state, "")))
+        if known:
+            tree.add(label.append(", made as above"))
+        else:
+            _grow(tree.add(_label(source, label)), source, records)
+
+
+def _label(product: "Product", first: str | Text) -> Text:
+    """Return the lines about a product: its files, its stage and its counts."""
+    label, record = Text.assemble(first), product.record
+    if record is None:
+        return label
+    seconds = record.seconds
+    took = f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
+    label.append(
+        f"\n{record.stage}, {record.start.astimezone(UTC):%Y-%m-%d %H:%M} UTC, took {took}, "
+        f"commit {record.commit}, seed {record.seed}"
+    )
+    counts = ", ".join(_count(name, value) for name, value in record.counts.items())
+    return label.append(f"\n{counts}" if counts else "")
+
+
+def _count(name: str, value: int | dict[str, int]) -> str:
+    if isinstance(value, int):
+        return f"{name} {value}"
+    parts = ", ".join(f"{part} {n}" for part, n in value.items())
+    return f"{name} {sum(value.values())}" + (f" ({parts})" if parts else "")
+
+
+def _notes(records: list["Record"]) -> list[str]:
+    """Return the versions of the first stage, and which stages had others."""
+    usual = records[0].versions if records else {}
+    lines = [f"Versions: {', '.join(f'{name} {v}' for name, v in usual.items())}"]
+    for record in records[1:]:
+        others = [
+            f"{name} {record.versions.get(name, 'missing')}"
+            for name in usual | record.versions
+            if record.versions.get(name) != usual.get(name)
+        ]
+        if others:
+            lines.append(f"{record.stage} had {', '.join(others)}")
+    if any(record.commit.endswith("+") for record in records):
+        lines.append("A plus sign after the commit: tracked files had been changed.")
+    return list(dict.fromkeys(lines))

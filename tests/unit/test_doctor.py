@@ -1,0 +1,307 @@
+"""What the doctor finds, on this machine and on a cluster whose commands are small scripts."""
+
+import importlib.metadata
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffractory import doctor
+from diffractory.doctor import Finding, examine
+from diffractory.store import recorded, write_text
+
+ROOT = Path(__file__).parents[2]
+PARTS = ["Snakefile", "config/config.yaml", "workflow/schemas/config.schema.yaml"]
+PARTS += ["envs/constraints.txt", "profiles/slurm/config.yaml"]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    for variable in ("DIFFRACTORY_DATA", "MP_API_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+    for part in PARTS:
+        (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / part, tmp_path / part)
+    return tmp_path
+
+
+def configure(project, **values):
+    """Change keys of the configuration, and return it as the doctor reads it."""
+    path = project / "config/config.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | values))
+    return doctor.read_config(project)
+
+
+def by_check(findings):
+    return {finding.check: finding for finding in findings}
+
+
+def test_the_command_in_a_project_folder(project):
+    """The whole command, once; the key is never shown."""
+    result = subprocess.run(
+        [sys.executable, "-c", "from diffractory.cli import main; main()", "doctor"],
+        cwd=project,
+        env=os.environ | {"MP_API_KEY": "abc123secret"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "secret" not in result.stdout + result.stderr
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert all(re.match(r"(ok|warning|problem) +[A-Z\w]", line) for line in lines)
+    assert result.returncode == any(line.startswith("problem") for line in lines)
+    for found in ("API key: MP_API_KEY is set", "is valid", "GPU: torch", "cores", "0 records"):
+        assert found in result.stdout
+    assert not list(project.rglob("*diffractory-doctor*"))
+
+
+def test_a_problem_is_told_by_the_exit_code(project):
+    (project / "config/config.yaml").write_text("a: [")
+    command = [sys.executable, "-c", "from diffractory.cli import main; main()", "doctor"]
+    result = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert re.search(r"^problem configuration: .*config\.yaml is not YAML", result.stdout, re.M)
+
+
+def test_outside_a_project_folder(tmp_path):
+    found = by_check(examine(tmp_path))
+    assert "no check of packages" in found["project"].found
+    assert not {"packages", "configuration", "results"} & set(found)
+    assert {"Python", "GPU", "processors", "SLURM", "scratch"} <= set(found)
+
+
+def test_python_versions_are_those_of_the_package():
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    (a, first), (b, last) = doctor.PYTHON
+    assert requires == f">={a}.{first},<{b}.{last + 1}"
+    assert doctor.python_version((a, first)).status == "ok"
+    assert doctor.python_version((b, last)).status == "ok"
+    assert doctor.python_version((a, first - 1)).status == "problem"
+    assert doctor.python_version((b, last + 1)).status == "problem"
+
+
+def test_deviating_packages_are_counted(tmp_path):
+    constraints = tmp_path / "constraints.txt"
+    torch = importlib.metadata.version("torch").split("+")[0]
+    constraints.write_text(f"# pins\nnumpy==0.1\nno-such-package==3\ntorch=={torch}\nzarr==0.2\n")
+    (finding,) = doctor.package_versions(constraints)
+    assert finding.status == "warning"
+    numpy, zarr = (importlib.metadata.version(name) for name in ("numpy", "zarr"))
+    assert finding.found == (
+        "2 of 3 are not of the tested version: "
+        f"numpy {numpy} instead of 0.1, zarr {zarr} instead of 0.2"
+    )
+    constraints.write_text(f"torch=={torch}\n")
+    assert [finding.status for finding in doctor.package_versions(constraints)] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("sead: 3", "unknown config key sead"),
+        ("- 3", "holds no keys"),
+        ("\xff", "is not YAML"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_a_broken_configuration_is_a_sentence(project, content, sentence):
+    (project / "config/config.yaml").write_text(content, encoding="latin-1")
+    finding = by_check(examine(project))["configuration"]
+    assert finding.status == "problem"
+    assert sentence in finding.found
+    assert "\n" not in finding.found
+
+
+def test_a_key_is_needed_for_one_source_only(project, monkeypatch):
+    assert doctor.api_key(doctor.read_config(project)).status == "ok"
+    config = configure(project, dataset="materials_project")
+    assert doctor.api_key(config).status == "problem"
+    monkeypatch.setenv("MP_API_KEY", "abc123secret")
+    assert doctor.api_key(config) == Finding("ok", "API key", "MP_API_KEY is set")
+
+
+def test_only_the_configured_data_set_must_be_there(project, monkeypatch):
+    config = configure(project, dataset="perov_5")
+    data = project / "data"
+    (data / "perov_5").mkdir(parents=True)
+    (data / "perov_5/val.csv").touch()
+    (project / "structures").mkdir()
+    found = by_check(doctor.data_files(config, project))
+    assert found["data set perov_5"].status == "problem"
+    assert "val.csv" in found["data set perov_5"].found
+    assert found["data set carbon_24"].status == "ok"
+    assert found["data set folder"].found == "structures there"
+    assert "data set prototypes" not in found
+    monkeypatch.setenv("DIFFRACTORY_DATA", str(data))
+    found = by_check(doctor.data_files(config, project))
+    missing = data / "perov_5/test.csv"
+    assert found["data set perov_5"].found == f"{missing} not there"
+    missing.touch()
+    assert by_check(doctor.data_files(config, project))["data set perov_5"].status == "ok"
+    assert "not there" in by_check(doctor.data_files(config, project))["data set folder"].found
+
+
+def test_memory_is_compared_with_the_configuration(project):
+    config = doctor.read_config(project)
+    config["simulate"]["memory"] = 1e6
+    finding = doctor.processors(config)
+    assert (finding.status, "1e+06 GiB" in finding.found) == ("warning", True)
+    assert doctor.processors({}).status == "ok"
+
+
+def test_a_gpu_is_missed_where_the_configuration_names_one(project):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    config = doctor.read_config(project)
+    assert doctor.gpus(config).status == "ok"
+    config["symmetry"]["hardware"]["device"] = "cuda"
+    assert doctor.gpus(config).status == "warning"
+
+
+def test_scratch_is_written_and_left_clean(tmp_path):
+    finding = doctor.scratch(tmp_path)
+    assert finding.status in {"ok", "warning"}
+    assert "GiB free" in finding.found
+    assert list(tmp_path.iterdir()) == []
+    assert doctor.scratch(tmp_path / "nothing").status == "problem"
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_folder_without_rights_is_a_problem(tmp_path):
+    tmp_path.chmod(0o500)
+    # root may write there all the same, but nobody into /proc
+    folder = Path("/proc/self") if os.access(tmp_path, os.W_OK) else tmp_path
+    finding = doctor.scratch(folder)
+    tmp_path.chmod(0o700)
+    assert finding.status == "problem"
+    assert finding.found.startswith(f"{folder} cannot be written (")
+
+
+def test_a_full_folder_is_a_problem(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # bytes
+    try:
+        finding = doctor.scratch(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert finding.status == "problem"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tmpdir_is_the_one_that_is_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nothing"))
+    assert by_check(examine(tmp_path))["scratch"].found == f"{tmp_path}/nothing is not a folder"
+
+
+def test_stale_results_are_counted(project, monkeypatch):
+    monkeypatch.chdir(project)
+    paths = [Path("results", f"{name}.parquet") for name in "abc"]
+    for path, inputs in zip(paths, ([], paths[:1], paths[1:2]), strict=True):
+        with recorded(path.with_suffix(".run.json"), path.stem, {}, inputs, 7):
+            write_text(path, path.stem)
+    (finding,) = doctor.stale_results(project / "results")
+    assert (finding.status, finding.found) == ("ok", "3 records, no input has changed")
+    paths[0].write_text("other")
+    (finding,) = doctor.stale_results(project / "results")
+    assert finding.status == "warning"
+    assert finding.found.startswith("1 of 3 records")
+    assert finding.found.endswith("b.run.json")
+    paths[1].unlink()
+    assert "1 of 3" in next(doctor.stale_results(project / "results")).found
+    Path("results/c.run.json").write_text("{")
+    finding = by_check(examine(project))["results"]
+    assert finding.status == "problem"
+    assert "c.run.json is not a record of a stage" in finding.found
+
+
+SINFO = r"""printf 'cpu*|up|40|(null)\ngpu|up|4|gpu:a100:4(S:0-1),nvme:1\nold|down|2|gpu:2\n'"""
+HEALTHY = {"sinfo": SINFO, "squeue": r"printf '71\n72\n'", "sacct": "echo '70|COMPLETED'"}
+needs_no_slurm = pytest.mark.skipif(bool(shutil.which("sinfo")), reason="this machine has SLURM")
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """Return a function that puts commands on PATH, and gives what the doctor then finds."""
+
+    def build(profile="", **commands):
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        for name, body in (HEALTHY | commands).items():
+            (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+            (folder / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        path = tmp_path / "config.yaml"
+        path.write_text(profile)
+        return by_check(doctor.slurm(path))
+
+    return build
+
+
+@needs_no_slurm
+def test_a_cluster_that_works(cluster, tmp_path):
+    profile = "default-resources: {slurm_account: me, slurm_partition: gpu, disk_mb: 1}"
+    found = cluster(profile, srun=f'echo "$@" > {tmp_path}/asked')
+    assert {finding.status for finding in found.values()} == {"ok"}
+    assert found["SLURM"].found == (
+        "partitions cpu* (40 nodes), gpu (4 nodes, gpu:a100:4), old (2 nodes, gpu:2, down)"
+    )
+    assert found["SLURM queue"].found == "2 jobs of yours"
+    asked = (tmp_path / "asked").read_text().split()
+    assert {"--account=me", "--partition=gpu", "--time=1", "--immediate=30"} < set(asked)
+    assert asked[-1] == "true"
+
+
+@needs_no_slurm
+def test_a_cluster_without_gpus_and_accounting(cluster):
+    sacct = "echo 'Slurm accounting storage is disabled' >&2; exit 1"
+    found = cluster("jobs: 1", sinfo=r"printf 'cpu*|up|40|(null)\n'", sacct=sacct, srun="true")
+    assert "GPU" in found["SLURM"].advice
+    assert found["SLURM accounting"].status == "warning"
+    assert "Slurm accounting storage is disabled" in found["SLURM accounting"].found
+    assert "slurm-status-command: squeue" in found["SLURM accounting"].advice
+    assert found["SLURM job"].status == "ok"
+
+
+@needs_no_slurm
+@pytest.mark.parametrize(
+    ("message", "status"),
+    [
+        ("Unable to allocate resources: Requested nodes are busy", "warning"),
+        ("Unable to allocate resources: Immediate execution impossible", "warning"),
+        ("Unable to allocate resources: Invalid account or account/partition", "problem"),
+    ],
+)
+def test_a_test_job_that_does_not_run(cluster, message, status):
+    found = cluster(srun=f"echo 'srun: error: {message}' >&2; exit 1")["SLURM job"]
+    assert found.status == status
+    assert message in found.found
+
+
+@needs_no_slurm
+def test_a_slurm_that_does_not_answer(cluster):
+    error = "slurm_load_partitions: Unable to contact slurm controller (connect failure)"
+    found = cluster(sinfo=f"echo '{error}' >&2; exit 1", srun="exit 9")
+    assert list(found) == ["SLURM"]
+    assert found["SLURM"].status == "problem"
+    assert error in found["SLURM"].found
+
+
+@pytest.mark.parametrize("stubborn", ["", "trap '' TERM; "])
+def test_a_command_that_hangs_is_ended_with_its_children(tmp_path, stubborn):
+    script = f"{stubborn}sleep 60 & echo $! > {tmp_path}/child; wait"
+    start = time.monotonic()
+    assert doctor._ask("sh", "-c", script, timeout=0.5) == (False, "no answer in 0.5 s")
+    assert time.monotonic() - start < 30
+    stat = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
+    assert not stat.exists() or stat.read_text().split()[2] == "Z"
