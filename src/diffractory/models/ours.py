@@ -38,8 +38,9 @@ N_PERIODS = 16
 FAINTEST = 1e-5
 """Intensity below which spots look alike, fraction of the incident beam."""
 
-CENTRE = 1e-3
-"""Radius within which a spot is the direct beam and has no direction, 1/angstrom."""
+CENTRE = 0.04
+"""Spots nearer to the origin than this fade out, 1/angstrom: the direct beam has no direction, also
+where the origin is a little beside it."""
 
 
 class Ours(SpotListNetwork):
@@ -131,7 +132,7 @@ class Ours(SpotListNetwork):
         """
         x, y, _ = spots.unbind(dim=-1)
         n = mask.sum(dim=1, keepdim=True).clamp(min=1)
-        size = ((torch.hypot(x, y) > CENTRE) & mask) / n.sqrt()
+        size = mask * -torch.expm1(-(x.square() + y.square()) / CENTRE**2) / n.sqrt()
         phase = torch.atan2(y, x)[..., None] * self.orders
         return torch.stack([phase.cos(), phase.sin()], dim=2) * size[:, :, None, None]
 
