@@ -36,7 +36,6 @@ def random_patterns(count: int) -> Patterns:
     rng = np.random.default_rng(0)
     spots = np.clip(rng.lognormal(3.88, 0.73, count), 1, 500).astype(int)
     n = spots.sum()
-    empty = Patterns.empty()
     return Patterns(
         offsets=np.concatenate([[0], np.cumsum(spots)]),
         qx=rng.normal(0, 0.7, n).astype(np.float32),
@@ -46,8 +45,8 @@ def random_patterns(count: int) -> Patterns:
         material_id=np.full(count, "random", dtype=object),
         zone_axis=np.zeros((count, 3), dtype=np.int16),
         orientation=np.zeros((count, 3, 3)),
-        thickness=np.full(count, 200, dtype=empty.thickness.dtype),
-        energy=np.full(count, 2e5, dtype=empty.energy.dtype),
+        thickness=np.full(count, 200, dtype=np.float32),
+        energy=np.full(count, 2e5, dtype=np.float32),
     )
 
 

@@ -93,3 +93,8 @@ def validate(config: Mapping[str, Any], schema: Path, defaults: Path) -> None:
         close = get_close_matches(config["dataset"], names, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
         raise InputError(f"config key dataset names {config['dataset']!r}, unknown: {hint}")
+
+
+def local_paths(settings: Mapping[str, Any]) -> list[str]:
+    """Return the local files or folders that an entry of ``datasets`` is read from."""
+    return [path for path in settings.get("paths", [settings.get("path")]) if path]

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import yaml
 
-from diffractory.config import validate
+from diffractory.config import local_paths, validate
 from diffractory.errors import InputError
 from diffractory.store.files import atomic_file
 from diffractory.store.lineage import lineage
@@ -331,7 +331,7 @@ def data_files(config: Mapping[str, Any], folder: Path) -> Iterator[Finding]:
     """Look for the local files of every data set; only the configured one must have them."""
     base = folder / os.environ.get("DIFFRACTORY_DATA", "")
     for name, settings in config["datasets"].items():
-        paths = settings.get("paths", [settings["path"]] if "path" in settings else [])
+        paths = local_paths(settings)
         missing = [str(base / path) for path in paths if not (base / path).exists()]
         check, found = f"data set {name}", f"{', '.join(missing)} not there"
         if missing and name == config["dataset"]:

@@ -22,8 +22,8 @@ from diffractory.store import (
     write_parquet,
     write_patterns,
 )
+from diffractory.store.labels import labels_of_split
 from diffractory.training import spots
-from diffractory.training.labels import labels_of_split
 from diffractory.training.spots import SpotBatches
 
 MAX_SPOTS = 10_000  # more than any pattern has

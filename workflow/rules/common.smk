@@ -3,7 +3,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from diffractory.config import validate
+from diffractory.config import local_paths, validate
 from diffractory.errors import InputError
 
 try:
@@ -22,9 +22,6 @@ wildcard_constraints:
     shard=r"\d+",
     shards=r"\d+",
     n=r"\w+",
-    network="|".join(
-        ["pe_ag_gmoe", "mvof_ml", "ours", *config["symmetry"]["ablations"]]
-    ),
 
 
 DATASET = config["dataset"]
@@ -35,10 +32,9 @@ PATTERNS = f"results/patterns/{DATASET}/{config['simulate']['engine']}"
 
 def source_files(dataset):
     """Return the local files that a data set is read from."""
-    settings = config["datasets"][dataset]
-    paths = settings.get("paths", [settings["path"]] if "path" in settings else [])
+    folder = os.environ.get("DIFFRACTORY_DATA", "")
     return [
-        os.path.join(os.environ.get("DIFFRACTORY_DATA", ""), path) for path in paths
+        os.path.join(folder, path) for path in local_paths(config["datasets"][dataset])
     ]
 
 

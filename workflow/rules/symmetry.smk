@@ -3,6 +3,12 @@ SYMMETRY_MODELS = ["random_forest", *SYMMETRY_NETWORKS]
 TELL_SPACE_GROUPS = ["random_forest", "pe_ag_gmoe", "ours"]
 ABLATIONS = config["symmetry"]["ablations"]
 SYMMETRY_TRAINED = [*SYMMETRY_MODELS, *ABLATIONS]
+
+
+wildcard_constraints:
+    network="|".join([*SYMMETRY_NETWORKS, *ABLATIONS]),
+
+
 # The models whose predictions each table and figure reads; those without read the data set alone.
 # Words name what goes beyond the paper.
 SYMMETRY_TABLES = {

@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from diffractory.augment import UNPERTURBED
 from diffractory.augment.spots import (
     add_spots,
     drop_spots,
@@ -21,21 +22,16 @@ from diffractory.store import (
     InputError,
     Patterns,
     generator,
-    read_material_ids,
-    read_patterns,
+    read_selected,
     recorded,
     track,
     write_parquet,
     write_patterns,
 )
-
-UNPERTURBED = "none"
+from diffractory.store.labels import labels_of_test
 
 ROUNDING = 1e-6
 """Orientations that differ by less are the same, drawn on two kinds of machine."""
-
-BLOCK = 50_000
-"""Patterns in memory at once while some are picked."""
 
 
 def perturb_patterns(
@@ -76,7 +72,7 @@ def perturb_patterns(
     config = {"robustness": dict(settings), "simulate": dict(simulate)}
     with recorded(run, "perturb_patterns", config, [patterns, structures], seed) as facts:
         original = _choose(patterns, structures, settings["patterns"], seed)
-        chosen = _read(patterns, original)
+        chosen = Patterns.concatenate(list(read_selected(patterns, original)))
         parts = {(UNPERTURBED, 0.0): chosen}
         parts |= _spoilt(chosen, settings, simulate["g_max"], seed)
         parts |= _of_other_thickness(
@@ -101,26 +97,10 @@ def _choose(patterns: Path, structures: Path, count: int, seed: int) -> NDArray[
     One is drawn from each of as many equal stretches: a fixed stride could meet the same few zone
     axes in every material.
     """
-    splits = pd.read_parquet(structures, columns=["material_id", "split"])
-    materials = splits.loc[splits["split"] == "test", "material_id"]
-    test = np.flatnonzero(pd.Series(read_material_ids(patterns)).isin(materials))
-    if not len(test):
-        raise InputError(
-            f"no pattern of {patterns} belongs to the test part: use more structures, or raise "
-            "split.test"
-        )
+    test = labels_of_test(patterns, structures, "test")["pattern"].to_numpy()
     count = min(count, len(test))
     bounds = np.arange(count + 1) * len(test) // count
     return test[generator(seed, "perturb", "patterns").integers(bounds[:-1], bounds[1:])]
-
-
-def _read(patterns: Path, indices: NDArray[np.int64]) -> Patterns:
-    """Read the patterns with these ascending indices, block by block."""
-    parts = []
-    for start in range(0, int(indices[-1]) + 1, BLOCK):
-        inside = indices[(indices >= start) & (indices < start + BLOCK)]
-        parts.append(read_patterns(patterns, start, start + BLOCK).select(inside - start))
-    return Patterns.concatenate(parts)
 
 
 def _spoilt(

@@ -8,16 +8,16 @@ import numpy as np
 import pandas as pd
 import torch
 
+from diffractory.evaluation.symmetry import TESTED
 from diffractory.models.pooling import log_probability
 from diffractory.store import (
     CRYSTAL_SYSTEMS,
     LATTICE,
-    InputError,
     read_material_ids,
     recorded,
     write_parquet,
 )
-from diffractory.training.labels import labels_of_split
+from diffractory.store.labels import labels_of_test
 from diffractory.training.networks import load_network, predict
 from diffractory.training.random_forest import describe_patterns, load_random_forest
 from diffractory.training.spots import SpotBatches
@@ -52,7 +52,7 @@ def evaluate_random_forest(
     """
     inputs = [model / "model.safetensors", model / "hparams.json", patterns, structures]
     with recorded(run, "evaluate_random_forest", {}, inputs, seed) as facts:
-        truth = _test_patterns(patterns, structures)
+        truth = labels_of_test(patterns, structures, *TESTED)
         forest = load_random_forest(model)
         said = forest.predict(
             describe_patterns(patterns, truth["pattern"].to_numpy(), forest.descriptor)
@@ -94,7 +94,7 @@ def evaluate_network(
     torch.set_num_threads(hardware["threads"])
     inputs = [model / "model.safetensors", model / "hparams.json", patterns, structures]
     with recorded(run, "evaluate_network", {"hardware": dict(hardware)}, inputs, seed) as facts:
-        truth = _test_patterns(patterns, structures)
+        truth = labels_of_test(patterns, structures, *TESTED)
         network, max_spots = load_network(model)
         batches = SpotBatches(patterns, truth, BATCH_SIZE, max_spots, seed, False, False)
         order, said = predict(network, batches, hardware)
@@ -115,13 +115,3 @@ def evaluate_network(
             table["uncertainty"] = said.uncertainty.numpy()[order]
         write_parquet(predictions, table)
         facts["test_patterns"] = len(table)
-
-
-def _test_patterns(patterns: Path, structures: Path) -> pd.DataFrame:
-    truth = labels_of_split(patterns, structures, "test", "new_prototype")
-    if truth.empty:
-        raise InputError(
-            f"no pattern of {patterns} belongs to the test part: use more structures, or raise "
-            "split.test"
-        )
-    return truth

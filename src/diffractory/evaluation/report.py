@@ -23,6 +23,7 @@ from diffractory.evaluation.tables import (
     stand_ins,
 )
 from diffractory.store import InputError, write_text
+from diffractory.store.provenance import short_commit
 
 STUDIES = {
     "symmetry": (
@@ -95,8 +96,7 @@ class Stage:
     @property
     def commit(self) -> str:
         """Short commit, with a plus sign if tracked files had been changed."""
-        commit = self.record["git_commit"]
-        return f"{commit[:10]}{'+' if self.record['git_dirty'] else ''}" if commit else "unknown"
+        return short_commit(self.record)
 
     @property
     def kept(self) -> Any:

@@ -148,7 +148,7 @@ def read_dataset(path: Path) -> pd.DataFrame:
         If the file is not of the form that its stage writes.
     """
     columns = ["material_id", "split", "crystal_system", "space_group", "n_patterns"]
-    dataset = _read(path, columns)
+    dataset = read_columns(path, columns)
     return dataset.assign(system=_systems(path, dataset["crystal_system"]))
 
 
@@ -179,7 +179,7 @@ def read_predictions(
         scores = [f"probability_{system}" for system in CRYSTAL_SYSTEMS]
         optional = [*POOLING, "uncertainty"]
     columns = ["pattern", "material_id", "crystal_system", "space_group", f"predicted_{target}"]
-    table = _read(path, [*columns, *scores], optional)
+    table = read_columns(path, [*columns, *scores], optional)
     split_of = table["material_id"].map(dataset.set_index("material_id")["split"])
     if len(strangers := table.loc[~split_of.isin(TESTED), "material_id"].unique()):
         raise InputError(
@@ -236,8 +236,14 @@ def check_name(name: str, known: Collection[str], kind: str) -> None:
         raise InputError(f"there is no {kind} {name} of the {STUDY} study; it has {has}")
 
 
-def _read(path: Path, columns: list[str], optional: Collection[str] = ()) -> pd.DataFrame:
-    """Read columns, and those of the optional ones that are there."""
+def read_columns(path: Path, columns: list[str], optional: Collection[str] = ()) -> pd.DataFrame:
+    """Read columns, and those of the optional ones that are there.
+
+    Raises
+    ------
+    InputError
+        If a column is missing or has gaps.
+    """
     try:
         columns = columns + [name for name in pq.read_schema(path).names if name in optional]
         table = pd.read_parquet(path, columns=columns)

@@ -32,7 +32,7 @@ from diffractory.evaluation.symmetry import (
     read_dataset,
     read_predictions,
 )
-from diffractory.evaluation.symmetry_curves import calibration_figure, zone_axes_figure
+from diffractory.evaluation.symmetry_curves import absent, calibration_figure, zone_axes_figure
 from diffractory.evaluation.symmetry_robustness import robustness_figure
 from diffractory.evaluation.tables import listed
 from diffractory.store import CRYSTAL_SYSTEMS, InputError, recorded
@@ -184,11 +184,8 @@ def _figure_1(
         "name (column), in percent. c, d: confidence by true system; each histogram has its own "
         "height, the line marks the median. The confidence of a vote is the mean probability of "
         "the winner, that of a fusion the fused probability. RF: hierarchical random forest. "
-        "Ours: the network of this project."
+        f"Ours: the network of this project.{absent(used)}"
     )
-    absent = [name for model, name in MODELS.items() if model not in used]
-    if absent:
-        caption += f" Not run: {listed(absent)}."
     columns = ["model", "panel", "items", "true", "predicted", "bin_low", "bin_high", "count",
                "percent"]  # fmt: skip
     title = "Confusion and confidence of the crystal system"

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from diffractory.augment import UNPERTURBED
 from diffractory.evaluation.drawing import Drawing
 from diffractory.evaluation.metrics import wilson_interval
 from diffractory.evaluation.style import MUTED, WIDTH
-from diffractory.evaluation.symmetry import MODELS
+from diffractory.evaluation.symmetry import MODELS, read_columns
 from diffractory.evaluation.symmetry_curves import LOOKS, absent
 from diffractory.evaluation.tables import listed
 from diffractory.store import InputError
@@ -24,8 +25,6 @@ class Perturbation(NamedTuple):
     unit: str
     factor: float = 1
 
-
-UNPERTURBED = "none"
 
 PERTURBATIONS = {
     "missing_spots": Perturbation("Missing spots", "%", 100),
@@ -70,9 +69,9 @@ def read_outcomes(conditions: Path | None, used: Mapping[str, Path]) -> pd.DataF
         raise InputError(
             "robustness is of perturbed patterns, whose conditions are not given: perturb them"
         )
-    table = _read(conditions, ["pattern", "perturbation", "level", "thickness"])
+    table = read_columns(conditions, ["pattern", "perturbation", "level", "thickness"])
     for model, path in used.items():
-        said = _read(path, ["pattern", "crystal_system", "predicted_crystal_system"])
+        said = read_columns(path, ["pattern", "crystal_system", "predicted_crystal_system"])
         right = (said["crystal_system"] == said["predicted_crystal_system"]).set_axis(
             said["pattern"]
         )
@@ -83,13 +82,6 @@ def read_outcomes(conditions: Path | None, used: Mapping[str, Path]) -> pd.DataF
             )
         table[model] = table["pattern"].map(right)
     return table.drop(columns="pattern")
-
-
-def _read(path: Path, columns: list[str]) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path, columns=columns)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is not a table with {listed(columns)}: {error}") from error
 
 
 def meaning(outcomes: pd.DataFrame) -> str:

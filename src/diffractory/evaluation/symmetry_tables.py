@@ -58,9 +58,6 @@ TABLES: dict[str, tuple[str, ...]] = {
 The table of ablations has those of its models that have ablations, each followed by these.
 """
 
-VOTES = ("3", "4", "prototypes", "ablations")
-"""Tables that read ``aggregate``."""
-
 HYPERPARAMETERS = {
     "Input feature dimension": ("network", "input_dim"),
     "Hidden dimension": ("network", "hidden_dim"),
@@ -112,7 +109,7 @@ def make_table(
     predictions
         Prediction files by model; a model without one is shown as "not run".
     context
-        ``scale``, ``dataset``, ``source``, ``split_by``, ``seed``; for the tables in ``VOTES``,
+        ``scale``, ``dataset``, ``source``, ``split_by``, ``seed``; for the tables with votes,
         ``aggregate``: the number of patterns per material in the vote; and for the table of
         ablations, ``ablations``: the configuration section ``symmetry.ablations``, not empty.
     csv, markdown, run

@@ -74,12 +74,7 @@ class MvofMl(SpotListNetwork):
         width: int = 16,
         annealing_steps: int = 1000,
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            spot_sigma=spot_sigma,
-            width=width,
-            annealing_steps=annealing_steps,
-        )
+        super().__init__(locals())
         self.spot_sigma = spot_sigma
         self.annealing_steps = annealing_steps
         self.register_buffer(

@@ -74,15 +74,7 @@ class Ours(SpotListNetwork):
         hidden_dim: int = 256,
         dropout: float = 0.3,
     ) -> None:
-        super().__init__(
-            dim=dim,
-            n_layers=n_layers,
-            n_densities=n_densities,
-            n_harmonics=n_harmonics,
-            n_products=n_products,
-            hidden_dim=hidden_dim,
-            dropout=dropout,
-        )
+        super().__init__(locals())
         self.orders: Tensor
         self.register_buffer("orders", torch.arange(n_harmonics + 1), persistent=False)
         self.spot = nn.Sequential(nn.Linear(2 * N_PERIODS + 1, dim), nn.SiLU(), nn.Linear(dim, dim))

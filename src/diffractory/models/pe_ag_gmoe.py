@@ -66,21 +66,7 @@ class PeAgGmoe(SpotListNetwork):
         edge_threshold: float = 0.0,
         max_distance: int = 5,
     ) -> None:
-        super().__init__(
-            input_dim=input_dim,
-            hidden_dim=hidden_dim,
-            n_layers=n_layers,
-            n_heads=n_heads,
-            n_experts_adjacency=n_experts_adjacency,
-            n_experts_graphormer=n_experts_graphormer,
-            top_k=top_k,
-            expert_ratio=expert_ratio,
-            dropout=dropout,
-            balance_weight=balance_weight,
-            edge_rule=edge_rule,
-            edge_threshold=edge_threshold,
-            max_distance=max_distance,
-        )
+        super().__init__(locals())
         self.balance_weight = balance_weight
         self.edge_rule, self.edge_threshold = edge_rule, edge_threshold
         self.max_distance = max_distance

@@ -60,10 +60,10 @@ def fit_pooling(
     """
     first = np.flatnonzero(np.diff(group, prepend=-1))
     classes, groups = truth[first], np.arange(len(first))
+    place = np.arange(len(group)) - np.searchsorted(group, group)
     seen = []
     for _ in range(N_DRAWS):
         order = np.lexsort((rng.random(len(group)), group))
-        place = np.arange(len(group)) - np.searchsorted(group, group)
         for count in COUNTS:
             chosen = order[place < count]
             seen.append(_sums(log_probability[chosen], group[chosen]))

@@ -1,5 +1,7 @@
 """What every network takes and gives that reads a crystal's symmetry from a list of spots."""
 
+import inspect
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -46,9 +48,10 @@ class SpotListNetwork(nn.Module):
     loss_name: str
     pooling: Tensor | None
 
-    def __init__(self, **hparams: Any) -> None:
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        """Keep, of the ``locals()`` of a constructor, what it was given."""
         super().__init__()
-        self.hparams = hparams
+        self.hparams = {name: given[name] for name in inspect.signature(type(self)).parameters}
         self.register_buffer("pooling", None)
 
     def normalize_with(self, spots: Tensor, mask: Tensor) -> None:

@@ -8,6 +8,7 @@ from diffractory.store.patterns import (
     SpotReader,
     read_material_ids,
     read_patterns,
+    read_selected,
     write_patterns,
 )
 from diffractory.store.processes import worker_pool
@@ -27,6 +28,7 @@ __all__ = [
     "generator",
     "read_material_ids",
     "read_patterns",
+    "read_selected",
     "recorded",
     "track",
     "worker_pool",

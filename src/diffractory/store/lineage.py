@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffractory.errors import InputError
-from diffractory.store.provenance import sha256
+from diffractory.store.provenance import sha256, short_commit
 
 State = Literal[
     "unchanged", "changed since", "not there any more", "deleted once joined", "not recorded"
@@ -183,13 +183,12 @@ def _read_record(path: Path) -> tuple[Record, dict[str, str]]:
     """Return a record, and the SHA-256 of each file or folder that its stage read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        commit = content["git_commit"]
         record = Record(
             path=path,
             stage=str(content["stage"]),
             start=datetime.fromisoformat(content["start"]),
             seconds=float(content["seconds"]),
-            commit=f"{commit[:10]}{'+' if content['git_dirty'] else ''}" if commit else "unknown",
+            commit=short_commit(content),
             seed=int(content["seed"]),
             counts=_counts(content["facts"]),
             versions={str(k): str(v) for k, v in content["versions"].items()},

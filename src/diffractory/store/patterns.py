@@ -1,6 +1,6 @@
 """The pattern store: ragged spot lists as flat arrays plus offsets, in a sharded Zarr v3 group."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from diffractory.store.files import atomic_folder
 PER_SPOT = ("qx", "qy", "intensity", "hkl")
 CHUNK = 2**18
 """Rows per chunk, the unit of reading."""
+BLOCK = 50_000
+"""Patterns in memory at once where a whole store is gone through."""
 CHUNKS_PER_SHARD = 64
 """Chunks per file: 100 million spots are then six files per array."""
 
@@ -193,6 +195,13 @@ def read_patterns(path: Path, start: int = 0, stop: int | None = None) -> Patter
         if field.name != "offsets"
     }
     return Patterns(offsets=offsets - offsets[0], **values)
+
+
+def read_selected(path: Path, indices: NDArray[np.int64]) -> Iterator[Patterns]:
+    """Yield the patterns with these ascending indices, one `BLOCK` of the store at a time."""
+    for start in range(0, int(indices[-1]) + 1 if len(indices) else 0, BLOCK):
+        inside = indices[(indices >= start) & (indices < start + BLOCK)]
+        yield read_patterns(path, start, start + BLOCK).select(inside - start)
 
 
 def read_material_ids(path: Path) -> NDArray[np.object_]:

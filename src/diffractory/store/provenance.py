@@ -70,6 +70,12 @@ def _peak_memory_gib() -> float:
     return max(resource.getrusage(w).ru_maxrss for w in who) * unit / 2**30
 
 
+def short_commit(record: Mapping[str, Any]) -> str:
+    """Return the commit in a record, with a plus sign if tracked files had been changed."""
+    commit = record["git_commit"]
+    return f"{commit[:10]}{'+' if record['git_dirty'] else ''}" if commit else "unknown"
+
+
 @contextmanager
 def recorded(
     path: Path, stage: str, config: Mapping[str, Any], inputs: Iterable[Path], seed: int

@@ -28,9 +28,9 @@ from diffractory.store import (
     track,
     write_text,
 )
+from diffractory.store.labels import labels_of_split
 from diffractory.store.provenance import config_hash, sha256
 from diffractory.training.fit import Training, check_device, fit, loader
-from diffractory.training.labels import labels_of_split
 from diffractory.training.spots import SpotBatches
 
 NETWORKS: dict[str, type[SpotListNetwork]] = {
@@ -87,8 +87,8 @@ def train_network(
     torch.set_num_threads(hardware["threads"])
     how = settings["training"]
     size = how["batch_size"]
-    train = labels_of_split(patterns, structures, "train")
-    validation = labels_of_split(patterns, structures, "validation")
+    labels = labels_of_split(patterns, structures, "train", "validation")
+    train, validation = (labels[labels["split"] == split] for split in ("train", "validation"))
     # Evenly over the materials, which follow each other in the store.
     every = max(1, len(validation) // how["validation_patterns"])
     in_memory = fits(patterns, hardware["data_memory"])

@@ -16,15 +16,13 @@ from diffractory.store import (
     InputError,
     atomic_folder,
     generator,
-    read_patterns,
+    read_selected,
     recorded,
     track,
     write_text,
 )
-from diffractory.training.labels import labels_of_split
-
-BLOCK = 50_000
-"""Patterns in memory at once while they are described."""
+from diffractory.store.labels import labels_of_split
+from diffractory.store.patterns import BLOCK
 
 
 def describe_patterns(
@@ -32,12 +30,10 @@ def describe_patterns(
 ) -> NDArray[np.float32]:
     """Return the descriptors of the patterns with these ascending indices, block by block."""
     stop = int(indices[-1]) + 1 if len(indices) else 0
-    parts = [np.empty((0, descriptor.radial_bins * descriptor.angular_orders), dtype=np.float32)]
-    for start in track(range(0, stop, BLOCK), "Describing", stop, "patterns", BLOCK):
-        inside = indices[(indices >= start) & (indices < start + BLOCK)]
-        block = read_patterns(patterns, start, start + BLOCK).select(inside - start)
-        parts.append(descriptor(block.offsets, block.qx, block.qy, block.intensity))
-    return np.concatenate(parts)
+    none = np.empty((0, descriptor.radial_bins * descriptor.angular_orders), dtype=np.float32)
+    blocks = track(read_selected(patterns, indices), "Describing", stop, "patterns", BLOCK)
+    described = (descriptor(b.offsets, b.qx, b.qy, b.intensity) for b in blocks)
+    return np.concatenate([none, *described])
 
 
 def train_random_forest(

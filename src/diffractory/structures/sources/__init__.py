@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from diffractory.config import local_paths
 from diffractory.store import InputError, recorded, write_parquet
 from diffractory.structures.sources.base import RetrievedStructure
 
@@ -71,7 +72,7 @@ def retrieve_structures(
     InputError
         If the source cannot be read or gives nothing.
     """
-    files = [data_folder / path for path in settings.get("paths", [settings.get("path")]) if path]
+    files = [data_folder / path for path in local_paths(settings)]
     config = {"datasets": {dataset: dict(settings)}}
     with recorded(run, "retrieve_structures", config, files, seed) as facts:
         try:

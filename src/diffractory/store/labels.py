@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from diffractory.store import LATTICE, read_material_ids
+from diffractory.errors import InputError
+from diffractory.store.columns import LATTICE
+from diffractory.store.patterns import read_material_ids
 
 
 def labels_of_split(patterns: Path, structures: Path, *splits: str) -> pd.DataFrame:
@@ -16,3 +18,20 @@ def labels_of_split(patterns: Path, structures: Path, *splits: str) -> pd.DataFr
     table["pattern"] = np.arange(len(table))
     table = table.merge(materials, on="material_id", how="left", validate="many_to_one")
     return table[table["split"].isin(splits)].reset_index(drop=True)
+
+
+def labels_of_test(patterns: Path, structures: Path, *splits: str) -> pd.DataFrame:
+    """Return what `labels_of_split` does, of splits to test with.
+
+    Raises
+    ------
+    InputError
+        If they have no pattern.
+    """
+    table = labels_of_split(patterns, structures, *splits)
+    if table.empty:
+        raise InputError(
+            f"no pattern of {patterns} belongs to the test part: use more structures, or raise "
+            "split.test"
+        )
+    return table
