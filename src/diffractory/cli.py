@@ -100,6 +100,9 @@ def _label(product: "Product", first: str | Text) -> Text:
         return label
     seconds = record.seconds
     took = f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
+    if product.damaged:
+        names = ", ".join(path.name for path in product.damaged)
+        label.append(f"\ndamaged or changed after it was written: {names}", "red")
     label.append(
         f"\n{record.stage}, {record.start.astimezone(UTC):%Y-%m-%d %H:%M} UTC, took {took}, "
         f"commit {record.commit}, seed {record.seed}"

@@ -82,6 +82,10 @@ def validate(config: Mapping[str, Any], schema: Path, defaults: Path) -> None:
     InputError
         Naming the first key that is unknown (with the nearest known one), missing or wrong.
     """
+    if not isinstance(config, Mapping):
+        raise InputError(
+            f"the configuration is {config!r:.40} in place of keys with values: correct {defaults}"
+        )
     validator = Draft202012Validator(yaml.safe_load(schema.read_text(encoding="utf-8")))
     errors = list(validator.iter_errors(config))
     if errors:

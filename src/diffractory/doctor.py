@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from os.path import relpath
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from diffractory.config import local_paths, validate
 from diffractory.errors import InputError
 from diffractory.store.files import atomic_file
 from diffractory.store.lineage import lineage
+from diffractory.store.provenance import whole_product
 
 PYTHON = ((3, 11), (3, 13))
 """First and last version that is tested."""
@@ -84,7 +86,7 @@ def examine(folder: Path) -> Iterator[Finding]:
     if config:
         yield from data_files(config, folder)
     if project:
-        yield from _guarded("results", stale_results, results)
+        yield from _guarded("results", recorded_results, results)
 
 
 def _guarded(
@@ -303,6 +305,8 @@ def scratch(folder: Path) -> Finding:
             partial.write_bytes(bytes(2**20))
         path.unlink()
         free = shutil.disk_usage(folder).free / 2**30
+    except InputError as error:
+        return Finding("problem", "scratch", str(error))
     except OSError as error:
         found = f"{folder} cannot be written ({error.strerror})"
         return Finding("problem", "scratch", found, "check your rights and quota, or use another")
@@ -343,17 +347,29 @@ def data_files(config: Mapping[str, Any], folder: Path) -> Iterator[Finding]:
             yield Finding("ok", check, f"{', '.join(paths)} there")
 
 
-def stale_results(results: Path) -> Iterator[Finding]:
-    """Count the products that a stage made from files that have changed since."""
+def recorded_results(results: Path) -> Iterator[Finding]:
+    """Count the products that differ from their record, and those made from what changed since."""
     products = lineage(sorted(results.rglob("*run.json")))
+    damaged = {
+        relpath(whole_product(path, product.record.path), results.parent)
+        for product in products
+        if product.record
+        for path in product.damaged
+    }
+    if damaged:
+        listed = " ".join(sorted(damaged))
+        found = f"{len(damaged)} products are damaged or were changed since they were written"
+        # What is only deleted is not made again where all that came from it is there.
+        advice = f"make them, and what came from them, again: snakemake --forcerun {listed}"
+        yield Finding("problem", "results", found, advice)
     stale = [
         product.paths[0]
         for product in products
-        if any(source.state == "changed since" for source in product.inputs)
+        if any(source.state == "changed since" and not source.damaged for source in product.inputs)
     ]
     if stale:
         some = ", ".join(stale[:3]) + (", ..." if len(stale) > 3 else "")
         found = f"{len(stale)} of {len(products)} records name inputs that changed since: {some}"
         yield Finding("warning", "results", found, "run snakemake again")
-    else:
-        yield Finding("ok", "results", f"{len(products)} records, no input has changed")
+    if not damaged and not stale:
+        yield Finding("ok", "results", f"{len(products)} records, no file has changed since")

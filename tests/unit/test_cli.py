@@ -16,7 +16,9 @@ LONG = Path("results", "structures", "a_data_set_with_a_long_name" * 4)
 
 def make(name, inputs, **facts):
     product = LONG / f"{name}.parquet"
-    with recorded(product.with_suffix(".run.json"), f"make {name}", {}, inputs, 7) as added:
+    with recorded(
+        product.with_suffix(".run.json"), f"make {name}", {}, inputs, [product], 7
+    ) as added:
         added |= facts
         write_text(product, name)
     return product
@@ -73,6 +75,13 @@ def test_inspect_tells_what_changed(last, monkeypatch, capsys):
     assert "a.parquet: changed since\n" in out
     assert "[b].parquet: unchanged\n" in out
     assert "c.parquet: not there any more\n" in out
+
+
+def test_inspect_tells_what_is_damaged(last, monkeypatch, capsys):
+    last.write_text("other")
+    _, out, _ = run(monkeypatch, capsys, "inspect", last)
+    assert out.count("damaged or changed after it was written: d.parquet\n") == 1
+    assert out.count("damaged") == 1
 
 
 def test_inspect_names_the_stages_with_other_versions(last, monkeypatch, capsys):

@@ -27,6 +27,14 @@ def changed(path: str, value) -> dict:
     return config
 
 
+@pytest.mark.parametrize("content", ["- seed: 1", "seed", "3"])
+def test_a_file_without_keys_is_refused(tmp_path, content):
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError, match=f"in place of keys with values: correct {path}"):
+        validate(yaml.safe_load(content), SCHEMA, path)
+
+
 def test_defaults_are_valid():
     validate(CONFIG, SCHEMA, DEFAULTS)
 

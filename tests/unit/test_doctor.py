@@ -208,21 +208,39 @@ def test_stale_results_are_counted(project, monkeypatch):
     monkeypatch.chdir(project)
     paths = [Path("results", f"{name}.parquet") for name in "abc"]
     for path, inputs in zip(paths, ([], paths[:1], paths[1:2]), strict=True):
-        with recorded(path.with_suffix(".run.json"), path.stem, {}, inputs, 7):
+        with recorded(path.with_suffix(".run.json"), path.stem, {}, inputs, [path], 7):
             write_text(path, path.stem)
-    (finding,) = doctor.stale_results(project / "results")
-    assert (finding.status, finding.found) == ("ok", "3 records, no input has changed")
-    paths[0].write_text("other")
-    (finding,) = doctor.stale_results(project / "results")
+    (finding,) = doctor.recorded_results(project / "results")
+    assert (finding.status, finding.found) == ("ok", "3 records, no file has changed since")
+    with recorded(paths[0].with_suffix(".run.json"), "a", {}, [], paths[:1], 7):
+        write_text(paths[0], "made again")
+    (finding,) = doctor.recorded_results(project / "results")
     assert finding.status == "warning"
     assert finding.found.startswith("1 of 3 records")
     assert finding.found.endswith("b.run.json")
     paths[1].unlink()
-    assert "1 of 3" in next(doctor.stale_results(project / "results")).found
+    assert "1 of 3" in next(doctor.recorded_results(project / "results")).found
     Path("results/c.run.json").write_text("{")
     finding = by_check(examine(project))["results"]
     assert finding.status == "problem"
     assert "c.run.json is not a record of a stage" in finding.found
+
+
+def test_damaged_products_are_a_problem(project, monkeypatch):
+    """Each is named as Snakemake knows it, and what came from it is not called stale."""
+    monkeypatch.chdir(project)
+    model, table = Path("results/models/net"), Path("results/tables/table_1.csv")
+    with recorded(model / "run.json", "train", {}, [], [model], 7):
+        write_text(model / "model.safetensors", "weights")
+        write_text(model / "last.ckpt", "state")
+    with recorded(table.with_suffix(".run.json"), "make", {}, [model / "last.ckpt"], [table], 7):
+        write_text(table, "1")
+    for path in (model / "model.safetensors", model / "last.ckpt", table):
+        path.write_text("other")
+    (finding,) = doctor.recorded_results(project / "results")
+    assert finding.status == "problem"
+    assert finding.found.startswith("2 products are damaged")
+    assert finding.advice.endswith(f"snakemake --forcerun {model} {table}")
 
 
 SINFO = r"""printf 'cpu*|up|40|(null)\ngpu|up|4|gpu:a100:4(S:0-1),nvme:1\nold|down|2|gpu:2\n'"""

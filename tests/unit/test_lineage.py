@@ -9,7 +9,8 @@ from test_report import make_inputs
 
 from diffractory.evaluation.report import make_report
 from diffractory.store import InputError, recorded, write_text
-from diffractory.store.lineage import Product, find_record, lineage
+from diffractory.store.lineage import Product, lineage
+from diffractory.store.provenance import find_record
 
 STRUCTURES, PATTERNS = Path("results/structures/toy"), Path("results/patterns/toy")
 MODEL, EVALUATION = Path("results/models/symmetry/net"), Path("results/evaluation/symmetry")
@@ -19,7 +20,7 @@ SHARDS = [PATTERNS / f"bloch.shards/{i}-of-2.zarr" for i in range(2)]
 
 def make(record, stage, inputs, outputs, **facts):
     """Write what a stage writes: its products, and the record of what it read."""
-    with recorded(record, stage, {}, inputs, 7) as added:
+    with recorded(record, stage, {}, inputs, outputs, 7) as added:
         added |= facts
         for output in outputs:
             write_text(output, f"{output} of {stage}")
@@ -143,6 +144,20 @@ def test_a_changed_and_a_removed_input_are_told(project):
     }
 
 
+def test_what_differs_from_its_own_record_is_damaged(project):
+    weights = MODEL / "model.safetensors"
+    weights.write_text("other")
+    (MODEL / "hparams.json").unlink()
+    (table,) = lineage([TABLE])
+    (predictions,) = table.inputs
+    damaged = {source.record.stage: source.damaged for source in predictions.inputs}
+    assert damaged == {"train": [project / weights], "collect": [], "split": []}
+    make(MODEL / "run.json", "train again", [], [weights])
+    (table,) = lineage([TABLE])
+    assert table.inputs[0].inputs[0].state == "changed since"
+    assert table.inputs[0].inputs[0].damaged == []
+
+
 def test_a_changed_file_in_a_store_is_told(project):
     write_text(PATTERNS / "bloch/extra", "")
     (model,) = lineage([MODEL])
@@ -228,13 +243,22 @@ def test_what_has_no_record_is_named(project, path):
 def test_a_report_came_from_its_tables_and_figures(tmp_path):
     tables, figures, records = make_inputs(tmp_path)
     for path in (*tables, *figures):
-        with recorded(path.with_suffix(".run.json"), f"make {path.stem}", {}, [], 7):
+        with recorded(path.with_suffix(".run.json"), f"make {path.stem}", {}, [], [path], 7):
             pass
-    make_report(tmp_path / "report.html", tables, figures, records)
+    page = tmp_path / "report.html"
+    make_report(page, tables, figures, records, tmp_path / "report.run.json", seed=7)
     figures[0].unlink()
-    (report,) = lineage([tmp_path / "report.html"])
-    assert report.record is None
+    (report,) = lineage([page])
+    assert report.record.stage == "report"
     assert {source.record.stage: source.state for source in report.inputs} == {
-        f"make {path.stem}": "not recorded" if path.exists() else "not there any more"
+        f"make {path.stem}": "unchanged" if path.exists() else "not there any more"
         for path in (*tables, *figures)
     }
+
+
+def test_a_report_may_be_kept_under_another_name_of_its_folder(project):
+    page = Path("results/report.html")
+    make(page.with_suffix(".run.json"), "report", [TABLE], [page])
+    shutil.move("results", "results_of_may")
+    (report,) = lineage([Path("results_of_may/report.html")])
+    assert report.inputs[0].state == "unchanged"

@@ -1,10 +1,13 @@
 """Training of networks: exact after a kill, honest about what it cannot do."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,12 +16,21 @@ import torch
 
 from diffractory.evaluation.predictions import evaluate_network
 from diffractory.store import CRYSTAL_SYSTEMS, LATTICE, InputError, Patterns, write_patterns
-from diffractory.training import networks
-from diffractory.training.fit import check_device, varied
+from diffractory.store.labels import labels_of_split
+from diffractory.training import fit, networks
+from diffractory.training.fit import check_device, epochs_so_far, read_checkpoint, varied
 from diffractory.training.networks import architecture, load_network, train_network
 from diffractory.training.spots import SpotBatches
 
-HARDWARE = {"device": "cpu", "precision": "32-true", "threads": 2, "workers": 0, "data_memory": 1.0}
+HARDWARE = {
+    "device": "cpu",
+    "devices": 1,
+    "nodes": 1,
+    "precision": "32-true",
+    "threads": 2,
+    "workers": 0,
+    "data_memory": 1.0,
+}
 NETWORK_HPARAMS = {
     "pe_ag_gmoe": {"input_dim": 16, "hidden_dim": 8, "n_layers": 1, "n_heads": 2},
     "mvof_ml": {"image_size": 16, "width": 4, "annealing_steps": 10},
@@ -46,17 +58,27 @@ def settings_of(name, **training):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Write a store of 40 materials with 5 patterns each, and their labels."""
-    folder = tmp_path_factory.mktemp("data")
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def write_data(folder, not_finite=(), value=np.nan):
+    """Write a store of 40 materials with 5 patterns each, and their labels.
+
+    The spots of some patterns may have an intensity that is not finite.
+    """
     rng = np.random.default_rng(0)
     counts = rng.integers(3, 20, 200)
     offsets = np.concatenate([[0], np.cumsum(counts)])
     n = offsets[-1]
+    qx, qy = rng.uniform(-1, 1, (2, n)).astype(np.float32)
+    intensity = rng.uniform(0, 0.1, n).astype(np.float32)
+    for pattern in not_finite:
+        intensity[offsets[pattern] : offsets[pattern + 1]] = value
     patterns = Patterns(
         offsets=offsets,
-        qx=rng.uniform(-1, 1, n).astype(np.float32),
-        qy=rng.uniform(-1, 1, n).astype(np.float32),
-        intensity=rng.uniform(0, 0.1, n).astype(np.float32),
+        qx=qx,
+        qy=qy,
+        intensity=intensity,
         hkl=np.zeros((n, 3), dtype=np.int16),
         material_id=np.repeat([f"m{i:02}" for i in range(40)], 5).astype(object),
         zone_axis=np.zeros((200, 3), dtype=np.int16),
@@ -77,12 +99,36 @@ def data(tmp_path_factory):
     return folder
 
 
-def train(data, folder, name="pe_ag_gmoe", hardware=HARDWARE, **training):
+def train(data, folder, name="pe_ag_gmoe", hardware=HARDWARE, minutes=None, **training):
     model = folder / name
     settings = settings_of(name, **training)
     inputs = data / "patterns", data / "structures.parquet"
-    train_network(name, *inputs, model, settings, 15, hardware, 1)
+    train_network(name, *inputs, model, settings, 15, hardware, 1, minutes)
     return model
+
+
+def state_of(model):
+    (state,) = model.with_name(f"{model.name}.training").iterdir()
+    return state
+
+
+def stop_before_the_model(*_):
+    raise KeyboardInterrupt
+
+
+def started(call):
+    """Start a training in a process of its own; ``call`` has its arguments as text."""
+    script = f"""
+import sys
+sys.path[:0] = {[str(Path(__file__).parent)]!r}
+from pathlib import Path
+import test_network_training as t
+
+t.train({call})
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def contents(model):
@@ -203,8 +249,176 @@ def test_the_model_is_that_of_the_best_epoch(data, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_in_one_sentence(data, tmp_path):
-    with pytest.raises(InputError, match="PeAgGmoe is not finite in epoch"):
+    sentence = "PeAgGmoe is not finite in epoch 0 at a batch of .* there is no epoch before it"
+    with pytest.raises(InputError, match=sentence):
         train(data, tmp_path, learning_rate=1e30, schedule="constant")
+
+
+def batches_of(data):
+    labels = labels_of_split(data / "patterns", data / "structures.parquet", "train")
+    return SpotBatches(data / "patterns", labels, 8, 15, 1, shuffle=True, in_memory=True)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", NETWORK_HPARAMS)
+def test_a_material_that_is_not_finite_is_named_and_the_state_kept(data, tmp_path, name, value):
+    """It has a pattern in the second epoch, of 5 batches, and none in the first."""
+    batches = batches_of(data)
+    before = {p // 5 for k in range(5) for p in batches[k].pattern.tolist()}
+    second = [batches[k].pattern.tolist() for k in range(5, 10)]
+    batch = next(batch for batch in second if not {p // 5 for p in batch} <= before)
+    material = next(p // 5 for p in batch if p // 5 not in before)
+    bad = write_data(tmp_path, range(5 * material, 5 * material + 5), value)
+    with pytest.raises(InputError) as error:
+        train(bad, tmp_path, name, drop_spots=0.0)
+    named = next(b for b in second if material in {p // 5 for p in b})
+    ids = ", ".join(sorted({f"m{p // 5:02}" for p in named}))
+    state = state_of(tmp_path / name)
+    network = {"pe_ag_gmoe": "PeAgGmoe", "mvof_ml": "MvofMl", "ours": "Ours"}[name]
+    assert str(error.value) == (
+        f"the loss of {network} is not finite in epoch 1 at a batch of the materials {ids}: lower "
+        "its learning_rate, train with precision 32-true, or look at the patterns of these "
+        f"materials; {state / 'last.ckpt'} has all up to the epoch before"
+    )
+    assert len(epochs_so_far(state)) == 1
+    weights = read_checkpoint(state / "last.ckpt")["state_dict"]
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_a_material_that_is_not_finite_in_validation_is_named(tmp_path):
+    bad = write_data(tmp_path, [5 * 24 + 2])  # the first to validate with
+    with pytest.raises(InputError, match=r"is not finite in epoch 0 at a batch .*m24.* no epoch"):
+        train(bad, tmp_path, validation_patterns=40)
+
+
+def test_a_training_stops_before_its_time_is_over_and_goes_on(data, tmp_path):
+    """The job has no time at all, so that each try does the one epoch that every try does."""
+    whole = train(data, tmp_path / "whole")
+    call = f"Path({str(data)!r}), Path({str(tmp_path)!r}), minutes=0"
+    for done in (1, 2):
+        process = started(f"{call}, epochs=3")
+        output = process.communicate()[0]
+        assert process.returncode == 75, output
+        lines = [line for line in output.splitlines() if "epochs are done" in line]
+        assert len(lines) == 1
+        assert lines[0].startswith(f"{done} of at most 3 epochs are done and the time of the job")
+        assert not (tmp_path / "pe_ag_gmoe").exists()
+        assert len(epochs_so_far(state_of(tmp_path / "pe_ag_gmoe"))) == done
+    assert contents(train(data, tmp_path, minutes=0)) == contents(whole)
+
+
+def test_a_training_with_time_enough_is_not_stopped(data, tmp_path):
+    assert len(pd.read_csv(train(data, tmp_path, minutes=1e6) / "metrics.csv")) == 3
+
+
+@pytest.mark.parametrize(("spare", "stops"), [(-1.0, True), (1.0, False)])
+def test_the_longest_epoch_must_fit_into_what_is_left(monkeypatch, spare, stops):
+    """Epochs of 100, 300 and 200 s: at 1600 s another of 360 s must end before the margin."""
+    now = iter([1000.0, 1100.0, 1400.0, 1600.0])
+    monkeypatch.setattr(fit.time, "time", lambda: next(now))
+    strategy = SimpleNamespace(broadcast=lambda value: value)
+    trainer = SimpleNamespace(should_stop=False, strategy=strategy)
+    clock = fit.Deadline(1600 + 360 + fit.MARGIN + spare)
+    clock.on_train_start(trainer, None)
+    for _ in range(2):
+        clock.on_train_epoch_end(trainer, None)
+        assert not trainer.should_stop
+    clock.on_train_epoch_end(trainer, None)
+    assert trainer.should_stop == stops
+
+
+@pytest.mark.parametrize("patience", [1, 9])
+def test_a_training_killed_after_its_last_epoch_only_writes_the_model(
+    data, tmp_path, monkeypatch, patience
+):
+    how = {"patience": patience, "epochs": 6, "learning_rate": 0.05, "schedule": "constant"}
+    whole = train(data, tmp_path / "whole", **how)
+    with monkeypatch.context() as patch:
+        patch.setattr(networks, "architecture", stop_before_the_model)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, tmp_path, **how)
+    assert not (tmp_path / "pe_ag_gmoe").exists()
+    monkeypatch.delattr(networks, "train_epochs")
+    assert contents(train(data, tmp_path, **how)) == contents(whole)
+    assert (len(pd.read_csv(whole / "metrics.csv")) == 6) == (patience == 9)
+
+
+@pytest.fixture(scope="module")
+def stopped(data, tmp_path_factory):
+    """Return the folder of a training that was stopped after its first epoch."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(SystemExit):
+        train(data, folder, minutes=0)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "gone"])
+def test_a_damaged_checkpoint_is_refused(data, stopped, tmp_path, name, damage):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    path = state_of(tmp_path / "pe_ag_gmoe") / name
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 4
+    sizes = {"truncated": len(content) * 2 // 3, "flipped": len(content), "empty": 0}
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[: sizes[damage]])
+    if (name, damage) == ("last.ckpt", "gone"):
+        assert contents(train(data, tmp_path)) == contents(train(data, tmp_path / "whole"))
+        return
+    sentence = f"{path} is damaged .*: delete {path.parent}, and the training starts from the begin"
+    with pytest.raises(InputError, match=sentence):
+        train(data, tmp_path)
+    shutil.rmtree(path.parent)
+    train(data, tmp_path, epochs=1)
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_no_flipped_bit_of_a_checkpoint_changes_what_is_read(stopped, tmp_path):
+    """Bits in names, sizes and dates of the archive are among those tried."""
+    content = (state_of(stopped / "pe_ag_gmoe") / "last.ckpt").read_bytes()
+    whole = read_checkpoint(state_of(stopped / "pe_ag_gmoe") / "last.ckpt")
+    path = tmp_path / "last.ckpt"
+    rng = np.random.default_rng(0)
+    places = [*rng.integers(len(content), size=150), *range(80), *range(-400, 0)]
+    refused = 0
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        try:
+            found = read_checkpoint(path)
+        except InputError:
+            refused += 1
+        else:
+            assert same(found, whole)
+    assert refused > 150
+
+
+def test_a_model_that_another_process_trains_is_left_alone(data, tmp_path):
+    process = started(f"Path({str(data)!r}), Path({str(tmp_path)!r}), epochs=5000, patience=5000")
+    try:
+        while not list((tmp_path / "pe_ag_gmoe.training").glob("*/last.ckpt")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        with pytest.raises(InputError, match=f"pe_ag_gmoe is being made by process {process.pid}"):
+            train(data, tmp_path)
+        assert process.poll() is None
+        assert state_of(tmp_path / "pe_ag_gmoe").exists()
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_half_precision_trains(data, tmp_path):

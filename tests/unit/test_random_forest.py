@@ -1,5 +1,7 @@
 """The descriptor and the cascade of forests."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -133,3 +135,10 @@ def test_training_depends_on_the_seed_and_not_on_the_threads():
     assert any(
         one[name].shape != other[name].shape or (one[name] != other[name]).any() for name in one
     )
+
+
+def test_a_forest_that_32_bits_cannot_number_is_refused():
+    """A real one would take 100 GB, so that there are only the counts of one."""
+    trees = [SimpleNamespace(tree_=SimpleNamespace(node_count=2**30))] * 2
+    with pytest.raises(OverflowError, match="2,147,483,648 nodes"):
+        Forest.from_sklearn(SimpleNamespace(estimators_=trees))

@@ -88,14 +88,14 @@ def make_inputs(folder, study="symmetry", dataset="toy"):
         ("train", {"rows": 9}),
     ):
         records.append(folder / f"{stage}.run.json")
-        with recorded(records[-1], stage, {"lattice": {"tolerance": 0.25}}, [], 5) as found:
+        with recorded(records[-1], stage, {"lattice": {"tolerance": 0.25}}, [], [], 5) as found:
             found.update(facts)
     return tables, figures, records
 
 
 def build(folder, *inputs):
     output = folder / "report.html"
-    make_report(output, *inputs)
+    make_report(output, *inputs, run=folder / "report.run.json", seed=5)
     return output.read_text("utf-8")
 
 

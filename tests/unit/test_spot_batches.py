@@ -320,6 +320,36 @@ def test_pickle_leaves_spots_behind(uneven, in_memory):
     assert same(batches[3], item)
 
 
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_processes_share_every_batch(store, in_memory):
+    """Each has every third pattern, with its own spots and labels, and knows the whole batch."""
+    batches = SpotBatches(
+        store, make_labels(range(600)), 7, MAX_SPOTS, 1, shuffle=True, in_memory=in_memory
+    )
+    shares = [batches.shared(rank, 3) for rank in range(3)]
+    for k in (0, 50, 130):
+        whole = batches[k]
+        for rank, share in enumerate(shares):
+            part = share[k]
+            width = part.mask.shape[1]
+            assert torch.equal(part.pattern, whole.pattern)
+            assert torch.equal(part.crystal_system, whole.pattern[rank::3] % 7)
+            assert torch.equal(part.space_group, whole.pattern[rank::3] % 230)
+            assert torch.equal(part.spots, whole.spots[rank::3, :width])
+            assert torch.equal(part.mask, whole.mask[rank::3, :width])
+            assert not whole.mask[rank::3, width:].any()
+            assert same(pickle.loads(pickle.dumps(share))[k], part)
+
+
+def test_a_batch_with_fewer_patterns_than_processes_is_refused(store):
+    batches = SpotBatches(
+        store, make_labels(range(10)), 4, MAX_SPOTS, 1, shuffle=True, in_memory=True
+    )  # of 3, 3 and 4 patterns
+    assert len(batches.shared(2, 3)[0].spots) == 1
+    with pytest.raises(InputError, match="4 processes cannot share a batch of 3 patterns: lower"):
+        batches.shared(0, 4)
+
+
 def test_no_pattern_is_refused(store):
     with pytest.raises(InputError, match=r"no pattern of .*store belongs to this part"):
         SpotBatches(store, make_labels([]), 2, MAX_SPOTS, 1, shuffle=True, in_memory=False)

@@ -1,5 +1,6 @@
 """Atomic writes, the pattern store, seeded generators and run.json."""
 
+import errno
 import json
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import textwrap
 import time
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffractory.store import (
+    InputError,
     Patterns,
     atomic_file,
     atomic_folder,
@@ -27,6 +30,7 @@ from diffractory.store import (
     write_patterns,
     write_text,
 )
+from diffractory.store.files import room_for
 from diffractory.store.provenance import sha256
 
 
@@ -138,6 +142,61 @@ def test_killed_folder_write_is_not_taken_for_whole(tmp_path):
     assert [p.name for p in (tmp_path / "model").iterdir()] == ["whole"]
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("atomic", [atomic_file, atomic_folder])
+def test_a_full_disk_is_a_sentence_and_leaves_the_old_and_no_partial(tmp_path, atomic, code):
+    path = tmp_path / "product"
+    with atomic(path) as partial:
+        (partial if atomic is atomic_file else partial / "part").write_text("old")
+
+    def fill():
+        with atomic(path) as partial:
+            (partial if atomic is atomic_file else partial / "part").write_text("half")
+            raise OSError(code, "full")
+
+    with pytest.raises(InputError, match=f"^no space is left to write {path}: make room"):
+        fill()
+    assert [p.name for p in tmp_path.iterdir()] == ["product"]
+    assert (path if atomic is atomic_file else path / "part").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (OSError(errno.ENOSPC, "full"), "what"),
+        (OSError(errno.ENOSPC, "full", "written"), "written"),
+        (OSError(errno.ENOSPC, "full", "read", None, "written"), "written"),
+        (OSError(errno.EACCES, "closed", "written"), None),
+    ],
+)
+def test_the_file_on_the_full_disk_is_named(error, named):
+    expected = InputError if named else PermissionError
+    sentence = f"no space is left to write {named}:" if named else "closed"
+    with pytest.raises(expected, match=sentence), room_for("what"):
+        raise error
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, as Linux has it")
+@pytest.mark.parametrize("log", ["stage.log", "/dev/full"])
+def test_a_script_on_a_full_disk_ends_with_one_sentence(tmp_path, log):
+    """Also where its log has no room."""
+    script = tmp_path / "script.py"
+    body = "print('x' * 10**5, file=open('/dev/full', 'w'))"
+    script.write_text(f"from stage import stage\nwith stage({log!r}):\n    {body}\n")
+    ended = subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(Path(__file__).parents[2] / "workflow/scripts")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    sentence = "\nError: no space is left to write results, or temporary files in /"
+    assert sentence in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_generator_depends_on_seed_stage_and_item_only():
     draws = {
         (seed, stage, item): generator(seed, stage, item).random()
@@ -152,7 +211,12 @@ def test_generator_depends_on_seed_stage_and_item_only():
 def test_run_record(tmp_path):
     data = tmp_path / "input.txt"
     data.write_text("crystal")
-    with recorded(tmp_path / "run.json", "clean", {"symprec": 0.01}, [data], 7) as facts:
+    table, store = tmp_path / "table.csv", tmp_path / "store"
+    with recorded(
+        tmp_path / "run.json", "clean", {"symprec": 0.01}, [data], [table, store], 7
+    ) as facts:
+        write_text(table, "1")
+        write_text(store / "qx", "2")
         facts["accepted"] = 3
         time.sleep(0.05)
     record = json.loads((tmp_path / "run.json").read_text())
@@ -162,12 +226,15 @@ def test_run_record(tmp_path):
     assert record["facts"] == {"accepted": 3}
     assert record["seconds"] >= 0.05
     assert record["inputs"][str(data)] == sha256(data)
+    assert record["outputs"] == {"table.csv": sha256(table), "store": sha256(store)}
+    assert record["host"]["processor"]
+    assert record["device"] == "cpu"
     assert record["versions"]["numpy"] == np.__version__
     assert record["peak_memory_gib"] > 0.01
 
 
 def test_no_record_of_a_failed_stage(tmp_path):
-    with pytest.raises(ValueError, match="x"), recorded(tmp_path / "r.json", "s", {}, [], 0):
+    with pytest.raises(ValueError, match="x"), recorded(tmp_path / "r.json", "s", {}, [], [], 0):
         raise ValueError("x")
     assert not (tmp_path / "r.json").exists()
 

@@ -1,6 +1,7 @@
 """Dry runs: every config and profile gives a valid DAG, quickly and without heavy imports."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -27,7 +28,7 @@ OF_THE_NETWORKS = {"train_network": 3, "evaluate_network": 3, "tabulate_symmetry
 
 
 def test_default_dag(project):
-    assert project.planned() == REPORT_RULES | OF_THE_NETWORKS | {"simulate_patterns": 4}
+    assert project.planned() == REPORT_RULES | OF_THE_NETWORKS | {"simulate_patterns": 2}
 
 
 def test_ablations_are_networks_and_a_table(project):
@@ -58,6 +59,35 @@ def test_slurm_profile_is_not_overruled_by_the_default_one(project):
     assert "executor" in keys[1]
 
 
+@pytest.mark.parametrize(
+    ("gpu_request", "asked"),
+    [
+        ("gpu", {"gpu=4"}),
+        ("gpu:a100", {"gpu=4", "gpu_model=a100"}),
+        ("gres", {"gres=gpu:2"}),
+        ("gres:a100", {"gres=gpu:a100:2"}),
+    ],
+)
+def test_training_asks_for_gpus_as_the_site_wants(project, gpu_request, asked):
+    hardware = {"device": "cuda", "devices": 2, "nodes": 2, "threads": 3}
+    config = {"slurm": {"gpu_request": gpu_request}, "symmetry": {"hardware": hardware}}
+    path = project.write_config("gpu", config)
+    model = "results/models/symmetry/ours"
+    result = project.snakemake("-n", model, "--configfile", path, cores=8)
+    rule = result.stdout.split("rule train_network:")[1].split("rule ")[0]
+    assert "threads: 6" in rule
+    resources = set(rule.split("resources: ")[1].splitlines()[0].split(", "))
+    rest = {"tasks=4", "nodes=2", "mpi=srun", "cpus_per_task=3", "tasks_per_gpu=1"}
+    assert asked | rest == {r for r in resources if re.match("gpu|gres|tasks|nodes|mpi|cpus", r)}
+
+
+def test_a_cpu_run_asks_for_no_gpu(project):
+    lines = project.snakemake("-n").stdout.splitlines()
+    resources = [line for line in lines if line.strip().startswith("resources:")]
+    assert len(resources) > 40
+    assert not re.search("gpu|gres|mpi", " ".join(resources))
+
+
 def test_number_of_jobs_does_not_grow_with_the_materials(project):
     config = {"datasets": {"prototypes": {"count": 50_000}}}
     large = project.planned("--configfile", project.write_config("large", config))
@@ -71,7 +101,7 @@ def test_dry_run_imports_nothing_heavy(project):
     for package in ("torch", "numba", "pymatgen", "zarr", "sklearn", "matplotlib", "ase", "scipy"):
         (blocker / f"{package}.py").write_text(f"raise ImportError('{package} was imported')\n")
     jobs = project.planned(PYTHONPATH=str(blocker))
-    assert jobs["simulate_patterns"] == 4
+    assert jobs["simulate_patterns"] == 2
     check = subprocess.run(
         [sys.executable, "-c", "import zarr"],
         env={**os.environ, "PYTHONPATH": str(blocker)},

@@ -11,7 +11,7 @@ import time
 import pandas as pd
 import pytest
 import yaml
-from conftest import copy_project
+from projects import copy_project, products
 
 from diffractory.store import read_patterns
 
@@ -42,18 +42,6 @@ def edit(project, change):
         section = section.setdefault(key, {})
     section[keys[-1]] = change[1]
     path.write_text(yaml.safe_dump(config))
-
-
-def products(folder):
-    """Return the bytes of everything that must be equal in two runs."""
-    results = folder / "results"
-    kinds = ("tables/**/*.csv", "tables/**/*.md", "figures/**/*.svg", "figures/**/*.csv")
-    files = [
-        *(f for kind in kinds for f in results.glob(kind)),
-        *results.glob("evaluation/**/*.parquet"),
-    ]
-    files += results.glob("models/symmetry/*/model.safetensors")
-    return {str(f.relative_to(results)): f.read_bytes() for f in files}
 
 
 def test_every_table_and_figure_is_there(finished):
@@ -208,9 +196,9 @@ def test_second_run_with_other_shards_and_cores_gives_equal_bytes(finished, tmp_
 
 
 def test_killed_run_is_finished_by_the_next(finished, tmp_path):
-    """Kill Snakemake and its jobs in the simulation: the next run ends with the same bytes."""
+    """Kill all in the second of two shards: the next run makes that, and ends with equal bytes."""
     project = copy_project(tmp_path)
-    store = project.folder / "results/patterns"
+    logs = project.folder / "logs/simulate_patterns"
     process = subprocess.Popen(
         [sys.executable, "-m", "snakemake", "--cores", "2", *CI],
         cwd=project.folder,
@@ -219,19 +207,42 @@ def test_killed_run_is_finished_by_the_next(finished, tmp_path):
         start_new_session=True,
     )
     deadline = time.monotonic() + 240
-    while not list(store.glob("*/bloch.shards/*.zarr")) and time.monotonic() < deadline:
+    while len(list(logs.glob("*.log"))) < 2:
         assert process.poll() is None
-        time.sleep(0.2)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (store / "prototypes/bloch").exists()
     unlocked = project.snakemake("--unlock", *CI)
     assert unlocked.returncode == 0, unlocked.stderr
     planned = project.planned(*CI)
     assert "clean_structures" not in planned
+    assert planned["simulate_patterns"] == 1
     result = project.snakemake(*CI)
     assert result.returncode == 0, result.stdout + result.stderr
     assert products(tmp_path) == products(finished.folder)
+
+
+def test_second_snakemake_in_one_folder_is_refused(project):
+    """The first goes on to its end."""
+    target = "results/structures/prototypes/structures.parquet"
+    first = subprocess.Popen(
+        [sys.executable, "-m", "snakemake", target, "--cores", "1", *CI],
+        cwd=project.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not list((project.folder / ".snakemake").glob("locks/*")):
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    second = project.snakemake(target, *CI)
+    assert second.returncode != 0
+    assert "cannot be locked" in second.stdout + second.stderr
+    assert "Traceback" not in second.stdout + second.stderr
+    assert first.wait(timeout=240) == 0
+    assert (project.folder / target).exists()
 
 
 def test_failed_job_shows_one_sentence_and_its_log(rerun):

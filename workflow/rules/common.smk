@@ -110,3 +110,29 @@ def shown_model(kind, name):
     return (
         ["results/models/symmetry/pe_ag_gmoe"] if name in SHOW_PE_AG_GMOE[kind] else []
     )
+
+
+def gpu_resources(device, devices=1, nodes=1):
+    """Return how a job asks for GPUs, if it computes on any, in the way of the site."""
+    if device != "cuda":
+        return {}
+    kind, _, model = config["slurm"]["gpu_request"].partition(":")
+    if kind == "gres":
+        gres = ["gpu", model, str(devices)] if model else ["gpu", str(devices)]
+        return {"tasks_per_gpu": 1, "gres": ":".join(gres)}
+    request = {"tasks_per_gpu": 1, "gpu": devices * nodes}
+    return request | {"gpu_model": model} if model else request
+
+
+def training_resources(hardware):
+    """Return the tasks of a training, one for each device, and what they ask for."""
+    device, devices, nodes = (hardware[key] for key in ("device", "devices", "nodes"))
+    resources = gpu_resources(device, devices, nodes) | {"tasks": devices * nodes}
+    if devices * nodes > 1:
+        # The script starts its tasks itself: SLURM must start the script once.
+        resources |= {
+            "mpi": "srun",
+            "nodes": nodes,
+            "cpus_per_task": hardware["threads"],
+        }
+    return resources

@@ -17,8 +17,9 @@ rule simulate_patterns:
         "logs/simulate_patterns/{dataset}.{engine}.{shard}-of-{shards}.log",
     conda:
         "../../envs/simulation.yaml"
-    threads: 16
+    threads: 4
     resources:
+        **gpu_resources(config["simulate"]["device"]),
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:

@@ -21,6 +21,7 @@ rule report:
         ),
     output:
         report="results/report.html",
+        run="results/report.run.json",
     log:
         "logs/report.log",
     conda:
@@ -29,5 +30,7 @@ rule report:
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        seed=config["seed"],
     script:
         "../scripts/report.py"

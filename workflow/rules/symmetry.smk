@@ -3,6 +3,7 @@ SYMMETRY_MODELS = ["random_forest", *SYMMETRY_NETWORKS]
 TELL_SPACE_GROUPS = ["random_forest", "pe_ag_gmoe", "ours"]
 ABLATIONS = config["symmetry"]["ablations"]
 SYMMETRY_TRAINED = [*SYMMETRY_MODELS, *ABLATIONS]
+HARDWARE = config["symmetry"]["hardware"]
 
 
 wildcard_constraints:
@@ -96,15 +97,16 @@ rule train_network:
         "logs/train_network/{network}.log",
     conda:
         "../../envs/training.yaml"
-    threads: config["symmetry"]["hardware"]["threads"]
+    threads: HARDWARE["threads"] * HARDWARE["devices"]
     resources:
-        mem_mb=lambda wildcards, attempt: 16000 * attempt,
+        **training_resources(HARDWARE),
+        mem_mb=lambda wildcards, attempt: 16000 * attempt * HARDWARE["devices"],
         runtime=lambda wildcards, attempt: 1440 * attempt,
     params:
         name=lambda wildcards: network_settings(wildcards.network)[0],
         settings=lambda wildcards: network_settings(wildcards.network)[1],
         max_spots=config["symmetry"]["max_spots"],
-        hardware=config["symmetry"]["hardware"],
+        hardware=HARDWARE,
         seed=config["seed"],
     script:
         "../scripts/train_network.py"
@@ -122,12 +124,13 @@ rule evaluate_network:
         "logs/evaluate_network/{network}.log",
     conda:
         "../../envs/training.yaml"
-    threads: config["symmetry"]["hardware"]["threads"]
+    threads: HARDWARE["threads"]
     resources:
+        **gpu_resources(HARDWARE["device"]),
         mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
     params:
-        hardware=config["symmetry"]["hardware"],
+        hardware=HARDWARE,
         seed=config["seed"],
     script:
         "../scripts/evaluate_network.py"
@@ -147,6 +150,7 @@ rule perturb_patterns:
         "../../envs/simulation.yaml"
     threads: 16
     resources:
+        **gpu_resources(config["simulate"]["device"]),
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
@@ -218,7 +222,7 @@ rule tabulate_symmetry:
         "../../envs/evaluation.yaml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
         context=lambda wildcards: table_settings(wildcards.n),

@@ -15,4 +15,6 @@ with stage(snakemake.log[0]):
             *(Path(path, "run.json") for path in snakemake.input.models),
             *(Path(path) for path in snakemake.input.evaluations),
         ],
+        run=Path(snakemake.output.run),
+        seed=snakemake.params.seed,
     )

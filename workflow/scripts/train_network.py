@@ -1,5 +1,6 @@
 """Train one network of spot lists."""
 
+import os
 from pathlib import Path
 
 from diffractory.training.networks import train_network
@@ -16,4 +17,5 @@ if __name__ == "__main__":  # processes that load data import this file
             max_spots=snakemake.params.max_spots,
             hardware=snakemake.params.hardware,
             seed=snakemake.params.seed,
+            minutes=snakemake.resources.runtime if "SLURM_JOB_ID" in os.environ else None,
         )

@@ -70,7 +70,8 @@ def perturb_patterns(
         If there is no test pattern, or the store was not simulated with these settings.
     """
     config = {"robustness": dict(settings), "simulate": dict(simulate)}
-    with recorded(run, "perturb_patterns", config, [patterns, structures], seed) as facts:
+    inputs, outputs, device = [patterns, structures], [store, conditions], simulate["device"]
+    with recorded(run, "perturb_patterns", config, inputs, outputs, seed, device) as facts:
         original = _choose(patterns, structures, settings["patterns"], seed)
         chosen = Patterns.concatenate(list(read_selected(patterns, original)))
         parts = {(UNPERTURBED, 0.0): chosen}

@@ -30,7 +30,8 @@ def summarize_dataset(
     patterns: Path, structures: Path, dataset: Path, run: Path, seed: int
 ) -> None:
     """Write one row per material with patterns: its labels, its split, and how many it has."""
-    with recorded(run, "summarize_dataset", {}, [patterns, structures], seed) as facts:
+    inputs = [patterns, structures]
+    with recorded(run, "summarize_dataset", {}, inputs, [dataset], seed) as facts:
         counts = pd.Series(read_material_ids(patterns)).value_counts()
         columns = ["material_id", "split", "crystal_system", "space_group"]
         table = pd.read_parquet(structures, columns=columns)
@@ -51,7 +52,7 @@ def evaluate_random_forest(
         If there is no test pattern.
     """
     inputs = [model / "model.safetensors", model / "hparams.json", patterns, structures]
-    with recorded(run, "evaluate_random_forest", {}, inputs, seed) as facts:
+    with recorded(run, "evaluate_random_forest", {}, inputs, [predictions], seed) as facts:
         truth = labels_of_test(patterns, structures, *TESTED)
         forest = load_random_forest(model)
         said = forest.predict(
@@ -93,7 +94,8 @@ def evaluate_network(
     """
     torch.set_num_threads(hardware["threads"])
     inputs = [model / "model.safetensors", model / "hparams.json", patterns, structures]
-    with recorded(run, "evaluate_network", {"hardware": dict(hardware)}, inputs, seed) as facts:
+    config, device = {"hardware": dict(hardware)}, hardware["device"]
+    with recorded(run, "evaluate_network", config, inputs, [predictions], seed, device) as facts:
         truth = labels_of_test(patterns, structures, *TESTED)
         network, max_spots = load_network(model)
         batches = SpotBatches(patterns, truth, BATCH_SIZE, max_spots, seed, False, False)

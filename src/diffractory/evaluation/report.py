@@ -1,6 +1,5 @@
 """The report: all tables and figures, what stands in, and what ran, in one self-contained page."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from diffractory.evaluation.tables import (
     read_table,
     stand_ins,
 )
-from diffractory.store import InputError, write_text
-from diffractory.store.provenance import short_commit
+from diffractory.store import InputError, recorded, write_text
+from diffractory.store.provenance import not_a_record, read_record, short_commit
 
 STUDIES = {
     "symmetry": (
@@ -114,7 +113,12 @@ class Stage:
 
 
 def make_report(
-    output: Path, tables: Sequence[Path], figures: Sequence[Path], records: Sequence[Path]
+    output: Path,
+    tables: Sequence[Path],
+    figures: Sequence[Path],
+    records: Sequence[Path],
+    run: Path,
+    seed: int,
 ) -> None:
     """Write the report.
 
@@ -129,14 +133,27 @@ def make_report(
         SVG files ``.../{study}/figure_{n}.svg`` as ``style.write_figure`` makes them.
     records
         The ``run.json`` files of the stages, in the order to show them.
+    run
+        ``run.json`` of the report itself, to write.
+    seed
+        Global seed.
 
     Raises
     ------
     InputError
         If a file is missing or not of this form.
     """
+    written = [path.with_suffix(suffix) for path in tables for suffix in (".csv", ".md")]
+    with recorded(run, "report", {}, [*written, *figures], [output], seed):
+        write_text(output, _page(tables, figures, records, output.parent))
+
+
+def _page(
+    tables: Sequence[Path], figures: Sequence[Path], records: Sequence[Path], folder: Path
+) -> str:
+    """Return the page, with the names of files relative to a folder."""
     names = list(dict.fromkeys([*STUDIES, *(path.parent.name for path in (*tables, *figures))]))
-    studies = [_study(name, tables, figures, output.parent) for name in names]
+    studies = [_study(name, tables, figures, folder) for name in names]
     studies = [study for study in studies if study.tables or study.figures]
     environment = Environment(
         loader=PackageLoader("diffractory.evaluation", "data"),
@@ -145,8 +162,8 @@ def make_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    stages = [_stage(path, output.parent) for path in records]
-    page = environment.get_template("report.html.jinja").render(
+    stages = [_stage(path, folder) for path in records]
+    return environment.get_template("report.html.jinja").render(
         studies=studies,
         stand_ins=_stand_ins(studies),
         stages=stages,
@@ -156,7 +173,6 @@ def make_report(
         duration=_duration,
         heading=heading,
     )
-    write_text(output, page)
 
 
 def _study(name: str, tables: Sequence[Path], figures: Sequence[Path], folder: Path) -> Study:
@@ -235,15 +251,15 @@ def _inline(root: ET.Element, prefix: str, title: str) -> Markup:
 
 def _stage(path: Path, folder: Path) -> Stage:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_record(path)
         details = {
             "Configuration": _flat(record["config"]),
             "Counts and facts": _flat(record["facts"]),
             "Inputs (SHA-256)": _flat(record["inputs"]),
         }
         return Stage(record["stage"], _files(path, folder, path.suffix)[0], record, details)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is not a record of a stage ({error!r}): run it again") from error
+    except (KeyError, AttributeError) as error:
+        raise not_a_record(path, error) from error
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -114,7 +114,8 @@ def make_figure(
             f"figure {name} shows predictions, but no model ran: run one of {listed(FIGURES[name])}"
         )
     inputs = [dataset, *used.values(), *filter(None, [architecture, conditions])]
-    with recorded(run, "plot_symmetry", {**context, "figure": name}, inputs, context["seed"]):
+    config, outputs = {**context, "figure": name}, [svg, png, csv]
+    with recorded(run, "plot_symmetry", config, inputs, outputs, context["seed"]):
         materials = read_dataset(dataset)
         with figure_style():
             drawing = _drawing(name, materials, used, context, architecture, conditions)

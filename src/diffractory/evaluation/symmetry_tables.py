@@ -129,7 +129,8 @@ def make_table(
     names = _printed_names(name, context)
     used = {model: predictions[model] for model in names if model in predictions}
     inputs = [dataset, *used.values(), *filter(None, [hparams, conditions])]
-    with recorded(run, "tabulate_symmetry", {**context, "table": name}, inputs, context["seed"]):
+    config, outputs = {**context, "table": name}, [csv, markdown]
+    with recorded(run, "tabulate_symmetry", config, inputs, outputs, context["seed"]):
         materials = read_dataset(dataset)
         match name:
             case "1":

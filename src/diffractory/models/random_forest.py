@@ -127,8 +127,17 @@ class Forest:
 
     @classmethod
     def from_sklearn(cls, model: RandomForestClassifier | RandomForestRegressor) -> "Forest":
-        """Flatten the trees of a fitted single-output classifier or of a regressor."""
+        """Flatten the trees of a fitted single-output classifier or of a regressor.
+
+        Raises
+        ------
+        OverflowError
+            If there are more nodes than 32-bit numbers.
+        """
         trees = [estimator.tree_ for estimator in model.estimators_]
+        count = sum(tree.node_count for tree in trees)
+        if count > np.iinfo(np.int32).max:
+            raise OverflowError(f"{count:,} nodes are more than 32 bits can number")
         roots = np.cumsum([0, *(tree.node_count for tree in trees)])[:-1]
         left = np.concatenate([t.children_left + r for t, r in zip(trees, roots, strict=True)])
         right = np.concatenate([t.children_right + r for t, r in zip(trees, roots, strict=True)])

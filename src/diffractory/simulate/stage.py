@@ -32,6 +32,7 @@ from diffractory.simulate.propagation import most_beams, pattern_memory
 from diffractory.store import (
     InputError,
     Patterns,
+    claimed,
     generator,
     recorded,
     track,
@@ -40,6 +41,7 @@ from diffractory.store import (
     write_patterns,
     write_text,
 )
+from diffractory.store.provenance import read_record
 
 CHUNK = 4
 """Structures that a worker process takes at a time."""
@@ -193,12 +195,21 @@ def simulate_patterns(
         This block (from 0) and the number of blocks.
     settings
         Configuration section ``simulate``.
+
+    Raises
+    ------
+    InputError
+        If another process simulates this block, or the structures are damaged.
     """
-    columns = ["material_id", "structure", "laue_rotations"]
-    table = pq.read_table(structures, columns=columns)
-    first, last = (len(table) * i // shards for i in (shard, shard + 1))
-    rows = table.slice(first, last - first).to_pylist()
-    with recorded(run, "simulate_patterns", settings, [structures], seed) as facts:
+    outputs, device = [store, rejected], settings["device"]
+    with (
+        claimed(store),
+        recorded(run, "simulate_patterns", settings, [structures], outputs, seed, device) as facts,
+    ):
+        columns = ["material_id", "structure", "laue_rotations"]
+        table = pq.read_table(structures, columns=columns)
+        first, last = (len(table) * i // shards for i in (shard, shard + 1))
+        rows = table.slice(first, last - first).to_pylist()
         patterns, refused = [], []
         note = f"Simulating shard {shard + 1} of {shards}"
         with simulate_materials(rows, settings, seed, threads) as results:
@@ -258,8 +269,8 @@ def collect_patterns(
     InputError
         If no pattern is left, or too many were rejected.
     """
-    inputs = [*stores, *rejected]
-    with recorded(run, "collect_patterns", settings, inputs, seed) as facts:
+    inputs, outputs = [*stores, *rejected], [store, all_rejected]
+    with recorded(run, "collect_patterns", settings, inputs, outputs, seed) as facts:
         refused = pd.concat([pd.read_parquet(path) for path in rejected])
         n_patterns, n_spots = write_patterns(store, list(stores))
         orientations = n_patterns // len(settings["thicknesses"]) + len(refused)
@@ -277,7 +288,7 @@ def collect_patterns(
 
 def _whole_record(runs: Sequence[Path]) -> dict[str, Any]:
     """Return one record for all shards: what they have in common, and their sums."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in runs]
+    records = [read_record(path) for path in runs]
     rejected: Counter[str] = Counter()
     for record in records:
         rejected.update(record["facts"]["rejected"])
@@ -290,5 +301,10 @@ def _whole_record(runs: Sequence[Path]) -> dict[str, Any]:
             "shards": len(records),
             "accepted": sum(record["facts"]["accepted"] for record in records),
             "rejected": dict(rejected),
+        },
+        "outputs": {
+            f"{path.parent.name}/{name}": digest
+            for path, record in zip(runs, records, strict=True)
+            for name, digest in record.get("outputs", {}).items()
         },
     }

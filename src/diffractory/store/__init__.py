@@ -2,7 +2,13 @@
 
 from diffractory.errors import InputError
 from diffractory.store.columns import CRYSTAL_SYSTEMS, LATTICE, MAX_ATOMIC_NUMBER
-from diffractory.store.files import atomic_file, atomic_folder, write_parquet, write_text
+from diffractory.store.files import (
+    atomic_file,
+    atomic_folder,
+    claimed,
+    write_parquet,
+    write_text,
+)
 from diffractory.store.patterns import (
     Patterns,
     SpotReader,
@@ -25,6 +31,7 @@ __all__ = [
     "SpotReader",
     "atomic_file",
     "atomic_folder",
+    "claimed",
     "generator",
     "read_material_ids",
     "read_patterns",

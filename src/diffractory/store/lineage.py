@@ -1,23 +1,7 @@
-"""Where a product came from, back to the structures as retrieved, by the records of its stages.
-
-The record of a product is the first of these that is there:
-
-1. ``run.json`` in it, if it is a folder, such as a model;
-2. ``{name}.run.json`` beside it, where its own name is ``{name}`` or goes on with a dot after it,
-   the longest first: ``bloch.perturbed.parquet`` belongs to ``bloch.perturbed.run.json``, not to
-   ``bloch.run.json``;
-3. ``run.json`` beside it, for a file of a model;
-4. what another product's name says: ``cleaned.run.json`` for ``rejected.parquet``, and
-   ``{name}.simulation.run.json`` for the shards in ``{name}.shards/``, deleted once joined.
-
-The report has no record: it came from the tables and figures that it names.
-"""
+"""Where a product came from, back to the structures as retrieved, by the records of its stages."""
 
 import functools
-import html
-import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,7 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffractory.errors import InputError
-from diffractory.store.provenance import sha256, short_commit
+from diffractory.store.provenance import (
+    find_record,
+    not_a_record,
+    read_record,
+    sha256,
+    short_commit,
+)
 
 State = Literal[
     "unchanged", "changed since", "not there any more", "deleted once joined", "not recorded"
@@ -70,15 +60,18 @@ class Product:
     state
         Of the files, beside the SHA-256 in that record.
     record
-        None if there is none: they came from outside, or are the report.
+        None if there is none: they came from outside.
     inputs
-        Shared between all products of one record.
+        Shared between all products of one record, as the next.
+    damaged
+        All files and folders with this record that differ from it.
     """
 
     paths: list[str]
     state: State
     record: Record | None = None
     inputs: list["Product"] = field(default_factory=list)
+    damaged: list[Path] = field(default_factory=list)
 
 
 def lineage(paths: Sequence[Path]) -> list[Product]:
@@ -98,45 +91,31 @@ def lineage(paths: Sequence[Path]) -> list[Product]:
     return [tracer.root(path) for path in paths]
 
 
-def find_record(path: Path) -> Path | None:
-    """Return the record of a product by the rule above, or None."""
-    folder, parts = path.parent, path.name.split(".")
-    if parts[-2:] == ["run", "json"]:
-        return path if path.is_file() else None
-    starts = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
-    candidates = [path / "run.json", *(folder / f"{start}.run.json" for start in starts)]
-    candidates.append(folder / "run.json")
-    if path.name == "rejected.parquet":
-        candidates.append(folder / "cleaned.run.json")
-    if folder.suffix == ".shards":
-        candidates.append(folder.with_suffix(".simulation.run.json"))
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
-
-
 class _Tracer:
     def __init__(self) -> None:
         self.sha256 = functools.cache(sha256)
-        self.records: dict[Path, tuple[Record, list[Product]]] = {}
+        self.records: dict[Path, tuple[Record, list[Product], list[Path]]] = {}
 
     def root(self, path: Path) -> Product:
         whole = Path(os.path.abspath(path))  # noqa: PTH100, results may be a link to another disk
         if record := find_record(whole):
             return Product([str(path)], "not recorded", *self.read(record))
-        if whole.suffix == ".html" and (names := _named_in_report(whole)):
-            shown = self.group(dict.fromkeys(f"results/{name}" for name in names), whole.parent)
-            return Product([str(path)], "not recorded", inputs=shown)
         what = "does not exist" if not whole.exists() else "is not a product of the workflow"
         raise InputError(f"{path} {what}: there is no run.json that says how it was made")
 
-    def read(self, path: Path) -> tuple[Record, list[Product]]:
-        """Return a record and the products that its stage read."""
+    def read(self, path: Path) -> tuple[Record, list[Product], list[Path]]:
+        """Return a record, the products that its stage read, and what it wrote and differs now."""
         if path not in self.records:
-            record, inputs = _read_record(path)
-            self.records[path] = record, []  # before its inputs, in case they lead back to it
+            record, inputs, outputs = _read_record(path)
+            products = {path.parent / name: digest for name, digest in outputs.items()}
+            damaged = [
+                p for p, digest in products.items() if self.state(p, digest) == "changed since"
+            ]
+            self.records[path] = record, [], damaged  # before its inputs, which may lead back to it
             self.records[path][1].extend(self.group(inputs, _results_folder(path)))
         return self.records[path]
 
-    def group(self, inputs: Mapping[str, str | None], results: Path) -> list[Product]:
+    def group(self, inputs: Mapping[str, str], results: Path) -> list[Product]:
         """Return inputs as products, those of one record and state together."""
         groups: dict[tuple[Path | None, State, str], list[str]] = {}
         for name, digest in inputs.items():
@@ -148,19 +127,19 @@ class _Tracer:
             for (record, state, _), names in groups.items()
         ]
 
-    def state(self, path: Path, digest: str | None) -> State:
+    def state(self, path: Path, digest: str) -> State:
         if not path.exists():
             return (
                 "deleted once joined" if path.parent.suffix == ".shards" else "not there any more"
             )
-        if digest is None:
-            return "not recorded"
         return "unchanged" if self.sha256(path) == digest else "changed since"
 
 
 def _results_folder(record: Path) -> Path:
     """Return the folder ``results`` that a record is in, which may have been copied and renamed."""
     named = [folder for folder in record.parents if folder.name == "results"]
+    if record.name == "report.run.json":
+        return record.parent
     renamed = [folder.parent for folder in record.parents if folder.name in FOLDERS]
     return (named or renamed or [Path.cwd() / "results"])[0]
 
@@ -171,18 +150,10 @@ def _located(name: str, results: Path) -> Path:
     return results.joinpath(*rest) if first == "results" else results.parent / name
 
 
-def _named_in_report(path: Path) -> list[str]:
-    """Return the first file of each table and figure in the report."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return [
-        html.unescape(name) for name in re.findall(r'class="files">[^<]*<code>([^<]+)</code>', text)
-    ]
-
-
-def _read_record(path: Path) -> tuple[Record, dict[str, str]]:
-    """Return a record, and the SHA-256 of each file or folder that its stage read."""
+def _read_record(path: Path) -> tuple[Record, dict[str, str], dict[str, str]]:
+    """Return a record, and the SHA-256 of each file or folder that its stage read and wrote."""
+    content = read_record(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         record = Record(
             path=path,
             stage=str(content["stage"]),
@@ -193,11 +164,13 @@ def _read_record(path: Path) -> tuple[Record, dict[str, str]]:
             counts=_counts(content["facts"]),
             versions={str(k): str(v) for k, v in content["versions"].items()},
         )
-        return record, {str(k): str(v) for k, v in content["inputs"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is not a record of a stage ({error!r}): run its stage again"
-        ) from error
+        return record, _digests(content["inputs"]), _digests(content.get("outputs", {}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise not_a_record(path, error) from error
+
+
+def _digests(files: Mapping[Any, Any]) -> dict[str, str]:
+    return {str(name): str(digest) for name, digest in files.items()}
 
 
 def _counts(facts: Mapping[str, Any]) -> dict[str, int | dict[str, int]]:

@@ -137,7 +137,7 @@ class _Column:
         if count:
             self.array[self.written : self.written + count] = values[:count]
         self.written += count
-        self.pending = [values[count:]]
+        self.pending = [values[count:].copy()]  # a view would keep all of it in memory
 
     def close(self) -> None:
         self.write(sum(map(len, self.pending)))

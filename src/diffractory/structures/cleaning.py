@@ -75,7 +75,8 @@ def clean_structures(
         If nothing is left, or more is rejected than allowed.
     """
     config = {"structures": dict(settings), "max_rejected_fraction": max_rejected_fraction}
-    with recorded(run, "clean_structures", config, [retrieved], seed) as facts:
+    outputs = [cleaned, rejected]
+    with recorded(run, "clean_structures", config, [retrieved], outputs, seed) as facts:
         table = pd.read_parquet(retrieved)
         advice = f"for {retrieved}, use fewer processes or a smaller structures.max_sites."
         with worker_pool(processes, __name__, quiet, advice) as pool:

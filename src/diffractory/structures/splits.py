@@ -27,7 +27,8 @@ def split_structures(
     seed
         Global seed.
     """
-    with recorded(run, "split_structures", {"split": dict(settings)}, [cleaned], seed) as facts:
+    config = {"split": dict(settings)}
+    with recorded(run, "split_structures", config, [cleaned], [structures], seed) as facts:
         table = pd.read_parquet(cleaned)
         groups, labels = table["duplicate_group"].tolist(), table["prototype"].tolist()
         split = assign_splits(groups, labels, settings, seed)

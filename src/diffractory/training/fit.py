@@ -4,17 +4,21 @@ import logging
 import math
 import signal
 import sys
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
+import numpy as np
+import pandas as pd
 import torch
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -27,9 +31,15 @@ from diffractory.training.spots import Batch, SpotBatches
 WARM_UP = 0.05
 """Part of the training in which the learning rate rises, where it follows a cosine."""
 
+MARGIN = 60.0
+"""Time of a job before this module is imported, and after the last epoch, seconds."""
+
 
 class Training(LightningModule):
-    """One network in training.
+    """One network in training, in one process or in several that share each batch.
+
+    Steps and learning rate do not depend on their number: the losses of the processes are weighted
+    so that the mean of their gradients is that of the whole batch.
 
     Parameters
     ----------
@@ -41,6 +51,10 @@ class Training(LightningModule):
         Batches per epoch.
     seed
         Global seed.
+    material_id
+        Of each training and validation pattern, by its index in the store.
+    state
+        Folder for checkpoints and logs.
 
     Attributes
     ----------
@@ -49,29 +63,44 @@ class Training(LightningModule):
     """
 
     def __init__(
-        self, network: SpotListNetwork, settings: Mapping[str, Any], steps: int, seed: int
+        self,
+        network: SpotListNetwork,
+        settings: Mapping[str, Any],
+        steps: int,
+        seed: int,
+        material_id: pd.Series,
+        state: Path,
     ) -> None:
         super().__init__()
         self.network = network
         self.settings, self.steps, self.seed = settings, steps, seed
+        self.material_id, self.state = material_id, state
         self.epochs: list[dict[str, float]] = []
         self.sums: dict[str, Tensor | float] = {}
+
+    def on_train_start(self) -> None:
+        """Let each of several processes end at once: Lightning would have them agree first."""
+        if self.trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_train_epoch_start(self) -> None:
         """Forget the sums of the epoch before."""
         self.sums = {}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Let what is drawn depend on seed and step alone, so that a resumed run draws the same."""
+        """Let draws depend on seed, step and process, so that a resumed run draws the same."""
         step = self.current_epoch * self.steps + batch_idx
-        torch.manual_seed(int(generator(self.seed, "training", step).integers(2**63)))
+        item = f"{step}/{self.global_rank}" if self.global_rank else step
+        torch.manual_seed(int(generator(self.seed, "training", item).integers(2**63)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
+        """Return the loss of a batch, or the part in it of what this process has of the batch."""
         output = self.network(*varied(batch.spots, batch.mask, self.settings))
         loss = self.network.loss(output, batch.crystal_system, batch.space_group)
-        self._add(training_loss=loss.detach() * len(batch.spots), patterns=len(batch.spots))
-        return loss
+        self._refuse_not_finite(loss, batch)
+        n, whole = len(batch.spots), len(batch.pattern)
+        self._add(training_loss=loss.detach() * n, patterns=n)
+        return loss * (n * self.trainer.world_size / whole)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Sum up the negative logarithms of the probabilities of the truth, and what is right."""
@@ -83,28 +112,46 @@ class Training(LightningModule):
         ):
             if probability is not None:
                 of_truth = probability.gather(1, truth[:, None]).clamp(min=1e-12)
+                loss = -of_truth.log().sum()
+                self._refuse_not_finite(loss, batch)
                 self._add(
-                    validation_loss=-of_truth.log().sum(),
+                    validation_loss=loss,
                     **{f"{name}_accuracy": (probability.argmax(dim=-1) == truth).sum()},
                 )
 
+    def _refuse_not_finite(self, loss: Tensor, batch: Batch) -> None:
+        if loss.isfinite():
+            return
+        materials = sorted(self.material_id[batch.pattern.tolist()].unique())
+        kept = (
+            f"{self.state / 'last.ckpt'} has all up to the epoch before"
+            if self.epochs
+            else "there is no epoch before it to go on from"
+        )
+        raise InputError(
+            f"the loss of {type(self.network).__name__} is not finite in epoch "
+            f"{self.current_epoch} at a batch of the materials {', '.join(materials)}: lower its "
+            "learning_rate, train with precision 32-true, or look at the patterns of these "
+            f"materials; {kept}"
+        )
+
     def on_validation_epoch_end(self) -> None:
         """Add a row to `epochs`."""
-        sums = {name: float(value) for name, value in self.sums.items()}
+        of_process = torch.tensor(
+            [float(value) for value in self.sums.values()], dtype=torch.float64, device=self.device
+        )
+        total = self.trainer.strategy.reduce(of_process, reduce_op="sum").tolist()
+        sums = dict(zip(self.sums, total, strict=True))
         n, n_validated = sums.pop("patterns"), sums.pop("validation_patterns")
         row = {
             name: value / (n if name == "training_loss" else n_validated)
             for name, value in sums.items()
         }
-        if not math.isfinite(row["training_loss"]):
-            raise InputError(
-                f"the loss of {type(self.network).__name__} is not finite in epoch "
-                f"{self.current_epoch}: lower its learning_rate, or train with precision 32-true"
-            )
         before = self.epochs[-1]["patterns_seen"] if self.epochs else 0
         seen = {"epoch": self.current_epoch, "patterns_seen": int(before + n)}
         self.epochs.append(seen | row)
-        self.log_dict(row)
+        self.trainer.should_stop = ended(self.epochs, self.settings)
+        self.log_dict(row, sync_dist=True)
 
     def _add(self, **values: Tensor | float) -> None:
         for name, value in values.items():
@@ -140,6 +187,14 @@ class Training(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take `epochs` back."""
         self.epochs = checkpoint["epochs"]
+
+
+def ended(epochs: Sequence[Mapping[str, float]], settings: Mapping[str, Any]) -> bool:
+    """Return whether a training is at its end: all epochs, or ``patience`` without a better one."""
+    if len(epochs) in (0, settings["epochs"]):
+        return bool(epochs)
+    best = np.argmin([epoch["validation_loss"] for epoch in epochs])
+    return bool(len(epochs) - 1 - best >= settings["patience"])
 
 
 def varied(spots: Tensor, mask: Tensor, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -201,6 +256,65 @@ class Progress(Callback):
         self.bar.close()  # type: ignore[attr-defined]
 
 
+class Deadline(Callback):
+    """Stop after an epoch if the next, as long as the longest so far, may not end in time.
+
+    Parameters
+    ----------
+    deadline
+        When the job is killed, seconds since 1970.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline, self.longest = deadline, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.start = time.time()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the clock of the first process."""
+        now = time.time()
+        self.longest, self.start = max(self.longest, now - self.start), now
+        late = now + 1.2 * self.longest + MARGIN > self.deadline
+        trainer.should_stop |= trainer.strategy.broadcast(late)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint.
+
+    Raises
+    ------
+    InputError
+        If it is damaged or not there.
+    """
+    try:
+        with ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not compare the checksums
+        if damaged is None:
+            return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # damaged bytes may raise anything
+        damaged = repr(error)
+    raise InputError(
+        f"{path} is damaged ({damaged}): delete {path.parent}, and the training starts from the "
+        "beginning"
+    )
+
+
+def epochs_so_far(state: Path) -> list[dict[str, float]]:
+    """Return the rows of metrics.csv of a training that left its checkpoints in a folder.
+
+    Raises
+    ------
+    InputError
+        If a checkpoint is damaged.
+    """
+    if not (state / "last.ckpt").exists():
+        return []
+    read_checkpoint(state / "best.ckpt")
+    return list(read_checkpoint(state / "last.ckpt")["epochs"])
+
+
 def loader(batches: SpotBatches, sampler: Any, workers: int) -> DataLoader[Batch]:
     """Return a loader of whole batches, the same for any number of worker processes."""
     return DataLoader(
@@ -224,21 +338,30 @@ def fit(
     batches: SpotBatches,
     validation: SpotBatches,
     hardware: Mapping[str, Any],
-    folder: Path,
+    environment: ClusterEnvironment,
+    deadline: float | None,
 ) -> None:
-    """Train to the last epoch, going on from ``last.ckpt`` in the folder where there is one.
+    """Train to the last epoch, or the last before a deadline, going on from ``last.ckpt``.
 
-    The folder also gets ``best.ckpt``, the epoch of lowest validation loss, and logs for
-    TensorBoard.
+    The folder of the state also gets ``best.ckpt``, the epoch of lowest validation loss, and logs
+    for TensorBoard.
+
+    Parameters
+    ----------
+    environment
+        Tells this process from those that train with it.
+    deadline
+        When the job is killed, seconds since 1970, if that is known.
     """
-    last = folder / "last.ckpt"
+    last = training.state / "last.ckpt"
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # advice on other products
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+        warnings.filterwarnings("ignore", ".*`srun` command is available.*")
         warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning's own
         try:
-            _trainer(training, hardware, folder).fit(
+            _trainer(training, hardware, environment, deadline).fit(
                 training,
                 loader(batches, EpochOfBatches(training), hardware["workers"]),
                 loader(validation, None, 0),
@@ -250,23 +373,30 @@ def fit(
             sys.exit(128 + signal.SIGTERM)
 
 
-def _trainer(training: Training, hardware: Mapping[str, Any], folder: Path) -> Trainer:
-    settings = training.settings
+def _trainer(
+    training: Training,
+    hardware: Mapping[str, Any],
+    environment: ClusterEnvironment,
+    deadline: float | None,
+) -> Trainer:
+    settings, folder = training.settings, training.state
     checkpoint = partial(
         ModelCheckpoint, folder, save_on_train_epoch_end=True, enable_version_counter=False
     )
     return Trainer(
         accelerator="gpu" if hardware["device"] == "cuda" else "cpu",
-        devices=1,
+        devices=hardware["devices"],
+        num_nodes=hardware["nodes"],
+        strategy="ddp" if hardware["devices"] * hardware["nodes"] > 1 else "auto",
         precision=hardware["precision"],
-        plugins=[LightningEnvironment()],  # whatever a scheduler has set for other purposes
+        plugins=[environment],
         max_epochs=settings["epochs"],
         accumulate_grad_batches=settings["accumulate"],
         gradient_clip_val=1.0,
         deterministic="warn",
         logger=TensorBoardLogger(folder, name="", version=""),
         callbacks=[
-            EarlyStopping("validation_loss", patience=settings["patience"]),
+            *([] if deadline is None else [Deadline(deadline)]),
             checkpoint("best", monitor="validation_loss"),
             checkpoint("last"),  # save_last=True would wait for the next best
             Progress(f"Training {type(training.network).__name__}", settings["batch_size"]),

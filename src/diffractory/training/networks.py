@@ -1,7 +1,11 @@
 """The stage behind the rule `train_network`, and what prediction shares with it."""
 
 import json
+import logging
+import os
 import shutil
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
@@ -23,15 +29,30 @@ from diffractory.store import (
     InputError,
     SpotReader,
     atomic_folder,
+    claimed,
     generator,
     recorded,
     track,
     write_text,
 )
 from diffractory.store.labels import labels_of_split
-from diffractory.store.provenance import config_hash, sha256
-from diffractory.training.fit import Training, check_device, fit, loader
+from diffractory.store.provenance import config_hash, verified
+from diffractory.training.fit import (
+    Training,
+    check_device,
+    ended,
+    epochs_so_far,
+    fit,
+    loader,
+    read_checkpoint,
+)
+from diffractory.training.launch import Job, launch
 from diffractory.training.spots import SpotBatches
+
+logger = logging.getLogger(__name__)
+
+STARTED = time.time()
+"""When this process began, but for `fit.MARGIN`, seconds since 1970."""
 
 NETWORKS: dict[str, type[SpotListNetwork]] = {
     "pe_ag_gmoe": PeAgGmoe,
@@ -55,6 +76,7 @@ def train_network(
     max_spots: int,
     hardware: Mapping[str, Any],
     seed: int,
+    minutes: float | None = None,
 ) -> None:
     """Train one network and write the folder ``model``, whose name the record goes by.
 
@@ -75,65 +97,120 @@ def train_network(
     max_spots
         Most spots of a pattern that the network reads, the brightest.
     hardware
-        Configuration section ``symmetry.hardware``.
+        Configuration section ``symmetry.hardware``. Its ``devices`` and ``nodes`` share each batch.
+    minutes
+        Time that the job of this process has, if it is limited. Before it is over the training
+        stops after an epoch, and the process ends with the exit status 75.
 
     Raises
     ------
     InputError
-        If there is nothing to train or to validate with, the device is not there, or the loss is
-        not finite.
+        If there is nothing to train or to validate with, the device is not there, the loss is not
+        finite, a checkpoint is damaged, or another process trains this model.
     """
     check_device(hardware)
     torch.set_num_threads(hardware["threads"])
-    how = settings["training"]
-    size = how["batch_size"]
+    inputs = [patterns, structures]
+    digests = list(verified(inputs).values())  # before they are read
+    config = {name: dict(settings), "max_spots": max_spots, "hardware": dict(hardware)}
+    stage, device = f"train_{model.name}", hardware["device"]
+    with claimed(model):
+        state = _state(model, {**config, "seed": seed, "inputs": digests})
+        with (
+            atomic_folder(model) as folder,
+            recorded(folder / "run.json", stage, config, inputs, [folder], seed, device) as facts,
+        ):
+            deadline = None if minutes is None else STARTED + 60 * minutes
+            paths = str(patterns), str(structures), str(state)
+            job = Job(name, *paths, dict(settings), max_spots, dict(hardware), seed, deadline)
+            epochs = _all_epochs(job)
+            network = NETWORKS[name](**settings["network"]).eval()
+            best = read_checkpoint(state / "best.ckpt")["state_dict"]
+            network.load_state_dict({key.removeprefix("network."): best[key] for key in best})
+            train, validation = _labels(patterns, structures)
+            if network.pooling is not None:
+                size = settings["training"]["batch_size"]
+                everything = SpotBatches(patterns, validation, size, max_spots, seed, False, False)
+                _fit_pooling(network, everything, validation, hardware, seed)
+            network.cpu()
+            (folder / "model.safetensors").write_bytes(save(network.state_dict()))
+            for kept in (state / "last.ckpt", *state.glob("events.*")):
+                shutil.copy(kept, folder)
+            pd.DataFrame(epochs).to_csv(folder / "metrics.csv", index=False, float_format="%.6f")
+            hparams = {
+                "model": name,
+                "network": network.hparams,
+                "training": dict(settings["training"]),
+                "loss": network.loss_name,
+                "max_spots": max_spots,
+            }
+            _write_json(folder / "hparams.json", hparams)
+            _write_json(folder / "architecture.json", architecture(network))
+            facts["training_patterns"] = len(train)
+            facts["training_materials"] = int(train["material_id"].nunique())
+            facts["patterns_seen"] = epochs[-1]["patterns_seen"]
+            facts["parameters"] = sum(p.numel() for p in network.parameters())
+        shutil.rmtree(state.parent)
+
+
+def _all_epochs(job: Job) -> list[dict[str, float]]:
+    """Train to the end and return the rows of metrics.csv, or end this process if time is short."""
+    how, state = job.settings["training"], Path(job.state)
+    if not ended(epochs_so_far(state), how):
+        if job.hardware["devices"] * job.hardware["nodes"] > 1:
+            launch(job)
+        else:
+            # Not what a scheduler has set: it is for other purposes.
+            train_epochs(job, LightningEnvironment())
+    epochs = epochs_so_far(state)
+    if not ended(epochs, how):
+        logger.warning(
+            "%d of at most %d epochs are done and the time of the job is nearly over: run again, "
+            "and the training goes on from there",
+            len(epochs), how["epochs"],
+        )  # fmt: skip
+        sys.exit(os.EX_TEMPFAIL)
+    return epochs
+
+
+def train_epochs(job: Job, environment: ClusterEnvironment) -> None:
+    """Train a network, as one of the processes that share the work.
+
+    Parameters
+    ----------
+    environment
+        Tells this process from the others.
+
+    Raises
+    ------
+    InputError
+        As `train_network` does.
+    """
+    how, patterns = job.settings["training"], Path(job.patterns)
+    train, validation = _labels(patterns, Path(job.structures))
+    # Evenly over the materials, which follow each other in the store.
+    held_out = validation[:: max(1, len(validation) // how["validation_patterns"])]
+    in_memory = fits(patterns, job.hardware["data_memory"])
+    batches, validation_batches = (
+        SpotBatches(patterns, labels, how["batch_size"], job.max_spots, job.seed, shuffle, whole)
+        for labels, shuffle, whole in ((train, True, in_memory), (held_out, False, True))
+    )
+    torch.manual_seed(int(generator(job.seed, job.name, "weights").integers(2**63)))
+    network = NETWORKS[job.name](**job.settings["network"])
+    _normalize(network, batches)
+    steps = max(1, how["patterns_per_epoch"] // how["batch_size"])
+    material_id = pd.concat([train, held_out]).set_index("pattern")["material_id"]
+    training = Training(network, how, steps, job.seed, material_id, Path(job.state))
+    who = environment.global_rank(), environment.world_size()
+    shares = batches.shared(*who), validation_batches.shared(*who)
+    fit(training, *shares, job.hardware, environment, job.deadline)
+
+
+def _labels(patterns: Path, structures: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return what `labels_of_split` does of the patterns to train and to validate with."""
     labels = labels_of_split(patterns, structures, "train", "validation")
     train, validation = (labels[labels["split"] == split] for split in ("train", "validation"))
-    # Evenly over the materials, which follow each other in the store.
-    every = max(1, len(validation) // how["validation_patterns"])
-    in_memory = fits(patterns, hardware["data_memory"])
-    batches = SpotBatches(patterns, train, size, max_spots, seed, True, in_memory)
-    held_out = SpotBatches(patterns, validation[::every], size, max_spots, seed, False, True)
-    config = {name: dict(settings), "max_spots": max_spots, "hardware": dict(hardware)}
-    inputs = [patterns, structures]
-    state = _state(model, {**config, "seed": seed, "inputs": [sha256(path) for path in inputs]})
-    with (
-        atomic_folder(model) as folder,
-        recorded(folder / "run.json", f"train_{model.name}", config, inputs, seed) as facts,
-    ):
-        torch.manual_seed(int(generator(seed, name, "weights").integers(2**63)))
-        network = NETWORKS[name](**settings["network"])
-        _normalize(network, batches)
-        steps = max(1, how["patterns_per_epoch"] // size)
-        training = Training(network, how, steps, seed)
-        fit(training, batches, held_out, hardware, state)
-        best = torch.load(state / "best.ckpt", map_location="cpu", weights_only=True)
-        training.load_state_dict(best["state_dict"])
-        network.eval()
-        if network.pooling is not None:
-            everything = SpotBatches(patterns, validation, size, max_spots, seed, False, False)
-            _fit_pooling(network, everything, validation, hardware, seed)
-        network.cpu()
-        (folder / "model.safetensors").write_bytes(save(network.state_dict()))
-        for kept in (state / "last.ckpt", *state.glob("events.*")):
-            shutil.copy(kept, folder)
-        pd.DataFrame(training.epochs).to_csv(
-            folder / "metrics.csv", index=False, float_format="%.6f"
-        )
-        hparams = {
-            "model": name,
-            "network": network.hparams,
-            "training": dict(how),
-            "loss": network.loss_name,
-            "max_spots": max_spots,
-        }
-        _write_json(folder / "hparams.json", hparams)
-        _write_json(folder / "architecture.json", architecture(network))
-        facts["training_patterns"] = len(train)
-        facts["training_materials"] = int(train["material_id"].nunique())
-        facts["patterns_seen"] = training.epochs[-1]["patterns_seen"]
-        facts["parameters"] = sum(p.numel() for p in network.parameters())
-    shutil.rmtree(state.parent)
+    return train, validation
 
 
 def fits(patterns: Path, memory: float) -> bool:
@@ -154,10 +231,12 @@ def _state(model: Path, identity: Mapping[str, Any]) -> Path:
 
 def _normalize(network: SpotListNetwork, batches: SpotBatches) -> None:
     some = [batches[k] for k in range(min(SAMPLE, len(batches)))]
+    # The step that sees a number that is not finite tells its material.
+    masks = [b.mask & b.spots.isfinite().all(dim=-1) for b in some]
     most = max(batch.mask.shape[1] for batch in some)
     network.normalize_with(
         torch.cat([nn.functional.pad(b.spots, (0, 0, 0, most - b.spots.shape[1])) for b in some]),
-        torch.cat([nn.functional.pad(b.mask, (0, most - b.mask.shape[1])) for b in some]),
+        torch.cat([nn.functional.pad(mask, (0, most - mask.shape[1])) for mask in masks]),
     )
 
 

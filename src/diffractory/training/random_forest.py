@@ -62,34 +62,40 @@ def train_random_forest(
     Raises
     ------
     InputError
-        If there is no pattern to train on.
+        If there is no pattern to train on, or the forest grows too large.
     """
     descriptor = Descriptor(
         settings["radial_bins"], settings["angular_orders"], settings["intensity_power"], g_max
     )
-    train = labels_of_split(patterns, structures, "train")
-    if train.empty:
-        raise InputError(
-            f"no pattern of {patterns} belongs to the training part: use more structures, or lower "
-            "split.test and split.validation"
-        )
     config = {"random_forest": dict(settings), "g_max": g_max}
-    inputs = [patterns, structures]
+    stage, inputs = "train_random_forest", [patterns, structures]
     with (
         atomic_folder(model) as folder,
-        recorded(folder / "run.json", "train_random_forest", config, inputs, seed) as facts,
+        recorded(folder / "run.json", stage, config, inputs, [folder], seed) as facts,
     ):
-        forest = HierarchicalForest.fit(
-            descriptor,
-            features=describe_patterns(patterns, train["pattern"].to_numpy(), descriptor),
-            crystal_system=train["crystal_system"].to_numpy(dtype=str),
-            space_group=train["space_group"].to_numpy(),
-            lattice=train[list(LATTICE)].to_numpy(),
-            n_estimators=settings["n_estimators"],
-            min_samples_leaf=settings["min_samples_leaf"],
-            seed=int(generator(seed, "random_forest", 0).integers(2**31)),
-            threads=threads,
-        )
+        train = labels_of_split(patterns, structures, "train")
+        if train.empty:
+            raise InputError(
+                f"no pattern of {patterns} belongs to the training part: use more structures, or "
+                "lower split.test and split.validation"
+            )
+        try:
+            forest = HierarchicalForest.fit(
+                descriptor,
+                features=describe_patterns(patterns, train["pattern"].to_numpy(), descriptor),
+                crystal_system=train["crystal_system"].to_numpy(dtype=str),
+                space_group=train["space_group"].to_numpy(),
+                lattice=train[list(LATTICE)].to_numpy(),
+                n_estimators=settings["n_estimators"],
+                min_samples_leaf=settings["min_samples_leaf"],
+                seed=int(generator(seed, "random_forest", 0).integers(2**31)),
+                threads=threads,
+            )
+        except OverflowError as error:
+            raise InputError(
+                f"the forest is too large ({error}): raise symmetry.random_forest.min_samples_leaf "
+                "or lower n_estimators"
+            ) from error
         (folder / "model.safetensors").write_bytes(save(forest.tensors()))
         write_text(folder / "hparams.json", json.dumps(forest.hparams(), indent=2) + "\n")
         metrics = _validate(forest, patterns, structures)

@@ -1,5 +1,6 @@
 """Batches of spot lists for networks, from a pattern store on disk or in memory."""
 
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ is 30 % at 4, but patterns with as many spots are alike, and networks learn less
 class Batch(NamedTuple):
     """B patterns, padded with zeros to the N spots of the longest (N is at least 1).
 
+    Processes that train together each have some of the W patterns of a whole batch; else B is W.
+
     Attributes
     ----------
     spots
@@ -37,7 +40,7 @@ class Batch(NamedTuple):
     space_group
         Number minus 1, shape (B,), int64.
     pattern
-        Index in the store, shape (B,), int64.
+        Indices in the store, of the whole batch, shape (W,), int64.
     """
 
     spots: Tensor
@@ -117,7 +120,7 @@ class SpotBatches(Dataset[Batch]):
         self.pattern = labels["pattern"].to_numpy(np.int64)
         system = pd.Index(CRYSTAL_SYSTEMS).get_indexer(pd.Index(labels["crystal_system"]))
         space_group = labels["space_group"].to_numpy(np.int64) - 1
-        self.labels = np.stack([system, space_group, self.pattern])
+        self.labels = np.stack([system, space_group])
         self.max_spots = max_spots
         self.seed, self.shuffle, self.in_memory = seed, shuffle, in_memory
         self.reader = SpotReader(store)
@@ -128,7 +131,26 @@ class SpotBatches(Dataset[Batch]):
         self.bounds = np.arange(n_batches + 1) * len(labels) // n_batches
         mixed = max(64, RUNS * n_batches // len(self.run_start))
         self.window_size = n_batches if in_memory else mixed
+        self.rank, self.world = 0, 1
         self._window: _Window | None = None
+
+    def shared(self, rank: int, world: int) -> "SpotBatches":
+        """Return the same batches, of which one of ``world`` processes has every world-th pattern.
+
+        Raises
+        ------
+        InputError
+            If a batch has fewer patterns than there are processes.
+        """
+        fewest = np.diff(self.bounds).min()
+        if fewest < world:
+            raise InputError(
+                f"{world} processes cannot share a batch of {fewest} patterns: lower "
+                "symmetry.hardware.devices or nodes, or raise batch_size or validation_patterns"
+            )
+        batches = copy(self)
+        batches.rank, batches.world, batches._window = rank, world, self._window
+        return batches
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -138,9 +160,11 @@ class SpotBatches(Dataset[Batch]):
         window, batch = divmod(batch, self.window_size)
         if self._window is None or self._window.number != (pass_, window):
             self._window = self._load(pass_, window)
-        rows, held = self._window.batches[batch], self._window.spots
+        whole, held = self._window.batches[batch], self._window.spots
+        rows = whole[self.rank :: self.world]
         start = held.start[np.searchsorted(held.rows, rows)]
-        return _batch(held.values, start, self.count[rows], self.labels[:, rows])
+        labels, pattern = self.labels[:, rows], self.pattern[whole]
+        return _batch(held.values, start, self.count[rows], labels, pattern)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the spots behind: each worker reads for itself."""
@@ -214,18 +238,19 @@ def _batch(
     start: NDArray[np.int64],
     count: NDArray[np.int64],
     labels: NDArray[np.int64],
+    pattern: NDArray[np.int64],
 ) -> Batch:
     # One buffer for all: to hand memory over is most of a worker's time, and each buffer costs it.
     size, width = len(start), max(1, int(count.max()))
-    a = labels.nbytes
+    a = labels.nbytes + pattern.nbytes
     b = a + 12 * size * width
     buffer = torch.from_numpy(np.zeros(b + size * width, dtype=np.uint8))
-    targets = buffer[:a].view(torch.int64).view(labels.shape)
+    targets = buffer[:a].view(torch.int64)
     spots = buffer[a:b].view(torch.float32).view(size, width, 3)
     mask = buffer[b:].view(torch.bool).view(size, width)
-    targets.numpy()[:] = labels
+    targets.numpy()[:] = np.concatenate([*labels, pattern])
     _fill(spots.numpy(), mask.numpy(), values, start, count)
-    return Batch(spots, mask, *targets)
+    return Batch(spots, mask, targets[:size], targets[size : 2 * size], targets[2 * size :])
 
 
 @numba.njit(cache=True)

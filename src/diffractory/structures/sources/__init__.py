@@ -74,7 +74,7 @@ def retrieve_structures(
     """
     files = [data_folder / path for path in local_paths(settings)]
     config = {"datasets": {dataset: dict(settings)}}
-    with recorded(run, "retrieve_structures", config, files, seed) as facts:
+    with recorded(run, "retrieve_structures", config, files, [retrieved], seed) as facts:
         try:
             structures = list(SOURCES[settings["source"]](settings, data_folder, download_folder))
         except OSError as error:

@@ -1,4 +1,4 @@
-"""A project folder to run the workflow in, and one finished run that several tests look at."""
+"""Project folders to run the workflow in, and what must be equal in two runs."""
 
 import os
 import re
@@ -8,10 +8,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PARTS = ["Snakefile", "workflow", "config", "profiles", "slurm", "envs"]
 
 
@@ -61,22 +60,17 @@ def copy_project(folder: Path) -> Project:
     return Project(folder)
 
 
-@pytest.fixture
-def project(tmp_path):
-    return copy_project(tmp_path)
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """Return the project of one whole run at the ci scale."""
-    project = copy_project(tmp_path_factory.mktemp("finished"))
-    result = project.snakemake("--configfile", "config/ci.yaml")
-    assert result.returncode == 0, result.stdout + result.stderr
-    return project
-
-
-@pytest.fixture
-def rerun(finished, tmp_path):
-    """Return a copy of the finished run that a test may change."""
-    shutil.copytree(finished.folder, tmp_path / "run", symlinks=True)
-    return Project(tmp_path / "run")
+def products(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of everything that must be equal in two runs."""
+    results = folder / "results"
+    kinds = (
+        "tables/**/*.csv",
+        "tables/**/*.md",
+        "figures/**/*.svg",
+        "figures/**/*.csv",
+        "evaluation/**/*.parquet",
+        "models/symmetry/*/model.safetensors",
+    )
+    return {
+        str(f.relative_to(results)): f.read_bytes() for kind in kinds for f in results.glob(kind)
+    }
