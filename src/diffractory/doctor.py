@@ -219,17 +219,19 @@ def slurm(profile: Path) -> Iterator[Finding]:
         yield Finding(
             "problem", "SLURM queue", f"squeue: {output}", "ask those who run the cluster"
         )
+    settings = _read_yaml(profile) if profile.is_file() else {}
     answered, output = _ask("sacct", "--noheader", "--parsable2", "--allocations")
     if answered:
         yield Finding("ok", "SLURM accounting", "on")
     else:
+        prepared = settings.get("slurm-status-command") == "squeue"
         yield Finding(
-            "warning",
+            "ok" if prepared else "warning",
             "SLURM accounting",
             f"off; sacct: {output}",
-            f"set slurm-status-command: squeue in {SLURM_PROFILE}",
+            "" if prepared else f"set slurm-status-command: squeue in {SLURM_PROFILE}",
         )
-    yield _test_job(_read_yaml(profile) if profile.is_file() else {})
+    yield _test_job(settings)
 
 
 def _partitions(sinfo: str) -> str:

@@ -1,8 +1,6 @@
 """The workflow under a real SLURM: the same results, and each job with what it asked for."""
 
 import json
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -82,28 +80,3 @@ def test_two_processes_under_srun_train_what_one_does(rerun, slurm):
     assert job["AllocCPUS"] == "2"
     steps = slurm.run("sacct", "-nP", f"--jobs={job['JobID']}", "--format=JobID,NTasks").split()
     assert f"{job['JobID']}.0|2" in steps
-
-
-def test_doctor_asks_a_real_slurm(slurm, slurm_without_accounting, project):
-    command = [sys.executable, "-c", "from diffractory.cli import main; main()", "doctor"]
-
-    def doctor(cluster):
-        done = subprocess.run(
-            command,
-            cwd=project.folder,
-            env=cluster.full_environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.stdout
-
-    found = doctor(slurm)
-    assert "partitions main* (1 nodes, gpu:pretended:2)" in found
-    assert "SLURM accounting: on" in found
-    assert "a test job ran in" in found
-    found = doctor(slurm_without_accounting)
-    assert "warning SLURM accounting: off" in found
-    slurm_without_accounting.stop_controller()
-    found = doctor(slurm_without_accounting)
-    assert "problem SLURM" in found
