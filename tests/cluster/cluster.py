@@ -109,7 +109,7 @@ class Cluster:
             "folder": folder,
             "host": socket.gethostname().split(".")[0],
             "user": getpass.getuser(),
-            "cpus": os.cpu_count(),
+            "cpus": len(os.sched_getaffinity(0)),
             **free_ports(("slurmctld", "slurmd", "slurmdbd", "mariadbd")),
         }
         self.ports = values
