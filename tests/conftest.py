@@ -6,6 +6,7 @@ import pytest
 from projects import Project, copy_project
 
 
+@pytest.hookimpl(tryfirst=True)  # before the workers read the groups
 def pytest_collection_modifyitems(items):
     """Give what shares the finished run, or waits for SLURM, to one worker of the two."""
     for item in items:
