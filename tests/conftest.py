@@ -1,17 +1,11 @@
 """A project to run the workflow in, and one finished run that several tests look at."""
 
+import fcntl
+import os
 import shutil
 
 import pytest
 from projects import Project, copy_project
-
-
-@pytest.hookimpl(tryfirst=True)  # before the workers read the groups
-def pytest_collection_modifyitems(items):
-    """Give what shares the finished run, or waits for SLURM, to one worker of the two."""
-    for item in items:
-        if item.path.parent.name in ("workflow", "cluster"):
-            item.add_marker(pytest.mark.xdist_group("whole runs"))
 
 
 @pytest.fixture
@@ -21,10 +15,18 @@ def project(tmp_path):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """Return the project of one whole run at the ci scale."""
-    project = copy_project(tmp_path_factory.mktemp("finished"))
-    result = project.snakemake("--configfile", "config/ci.yaml")
-    assert result.returncode == 0, result.stdout + result.stderr
+    """Return the project of one whole run at the ci scale, which all test processes share."""
+    of_process = tmp_path_factory.getbasetemp()
+    folder = of_process.parent if "PYTEST_XDIST_WORKER" in os.environ else of_process
+    project = Project(folder / "finished")
+    with (folder / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not project.folder.exists():
+            project.folder.mkdir()
+            copy_project(project.folder)
+            result = project.snakemake("--configfile", "config/ci.yaml")
+            assert result.returncode == 0, result.stdout + result.stderr
+    assert (project.folder / "results/report.html").exists(), "the whole run has failed before"
     return project
 
 
