@@ -1,5 +1,6 @@
 """What clusters do to jobs: the run goes on, or the next one finishes it, with the same bytes."""
 
+import getpass
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from projects import Project
 
 CI = "config/ci.yaml"
@@ -22,9 +24,10 @@ PATIENCE = 240
 class Run:
     """Snakemake under SLURM in the background, with its output in a file."""
 
-    def __init__(self, project: Project, slurm, *targets: str, configs=(), retries=3) -> None:
+    def __init__(self, slurm, project: Project, *targets: str, configs=(), retries=3) -> None:
         self.log = project.folder / f"run_{len(list(project.folder.glob('run_*')))}"
-        options = ["--profile", "slurm", "--cores", "2", "--retries", str(retries)]
+        # A core for each job: two find room on the smallest machine.
+        options = ["--profile", "slurm", "--cores", "1", "--retries", str(retries)]
         command = ["snakemake", *targets, *options, "--configfile", CI, *configs]
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
@@ -49,6 +52,23 @@ class Run:
         status = self.process.wait(timeout=2 * PATIENCE)
         assert status == 0, self.log.read_text()
         return self.log.read_text()
+
+
+@pytest.fixture
+def start(slurm):
+    """Return a function that starts a `Run`; none, and no job, is left at the end."""
+    runs = []
+
+    def begin(*arguments, **options):
+        runs.append(Run(slurm, *arguments, **options))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.process.kill()
+        run.process.wait()
+    slurm.run("scancel", f"--user={getpass.getuser()}")
+    slurm.wait_for(lambda: not slurm.run("squeue", "--noheader"), "scancel")
 
 
 def holder(product: Path) -> tuple[int, str] | None:
@@ -88,10 +108,10 @@ def without(project: Project, *products: str) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def test_killed_jobs_are_repeated(finished, slurm, rerun):
+def test_killed_jobs_are_repeated(finished, start, rerun):
     """SIGKILL of a simulation and of a training: the run ends as if nothing had been."""
     without(rerun, "results/patterns", "results/models", "results/evaluation")
-    run = Run(rerun, slurm, *TABLES)
+    run = start(rerun, *TABLES)
     for stage in (in_simulation, in_training):
         pid, _ = run.wait_for(lambda stage=stage: stage(rerun))
         os.kill(pid, signal.SIGKILL)
@@ -99,29 +119,29 @@ def test_killed_jobs_are_repeated(finished, slurm, rerun):
     assert contents(rerun, *RESULT) == contents(finished, *RESULT)
 
 
-def test_killed_snakemake_is_followed_by_another(finished, slurm, rerun):
+def test_killed_snakemake_is_followed_by_another(finished, slurm, start, rerun):
     """SIGKILL of Snakemake: a second job is refused while the first goes on, then all is well."""
     without(rerun, *RESULT[3:], MODEL)
-    run = Run(rerun, slurm, *TABLES)
+    run = start(rerun, *TABLES)
     pid, job = run.wait_for(lambda: in_training(rerun))
     os.kill(pid, signal.SIGSTOP)  # so that it is still there when the second run comes
     run.process.kill()
     run.process.wait()
     assert rerun.snakemake("--unlock", "--configfile", CI).returncode == 0
-    second = Run(rerun, slurm, MODEL, retries=0)
+    second = start(rerun, MODEL, retries=0)
     assert second.process.wait(timeout=PATIENCE) != 0
     refusal = (rerun.folder / "logs/train_network/ours.log").read_text()
     assert f"ours is being made by process {pid} on" in refusal
     assert f"scancel {job}" in refusal
     slurm.run("scancel", job)
     slurm.wait_for(lambda: not slurm.run("squeue", "--noheader"), "scancel")
-    output = Run(rerun, slurm, *TABLES).finish()
+    output = start(rerun, *TABLES).finish()
     assert output.count("rule train_network") == 1
     assert "rule simulate_patterns" not in output
     assert contents(rerun, *RESULT) == contents(finished, *RESULT)
 
 
-def test_requeue_cancel_and_time_limit_are_survived(slurm, rerun):
+def test_requeue_cancel_and_time_limit_are_survived(slurm, start, rerun):
     """A training is cancelled, requeued and out of time; it goes on each time, and never twice."""
     longer = {"symmetry": {"ours": {"training": {"epochs": 10}}}}
     path = rerun.write_config("longer", longer)
@@ -130,7 +150,7 @@ def test_requeue_cancel_and_time_limit_are_survived(slurm, rerun):
     result = alone.snakemake(MODEL, "--configfile", CI, path)
     assert result.returncode == 0, result.stdout + result.stderr
 
-    run = Run(rerun, slurm, MODEL, configs=[path])
+    run = start(rerun, MODEL, configs=[path])
     _, cancelled = run.wait_for(lambda: in_training(rerun))
     slurm.run("scancel", cancelled)
     now = time.time()
@@ -159,9 +179,9 @@ def test_requeue_cancel_and_time_limit_are_survived(slurm, rerun):
     assert all(end <= start for (*_, end), (_, _, start, _) in pairwise(jobs))
 
 
-def test_restarted_controller_is_survived(finished, slurm, rerun):
+def test_restarted_controller_is_survived(finished, slurm, start, rerun):
     without(rerun, "results/patterns", "results/evaluation")
-    run = Run(rerun, slurm, TABLES[0])
+    run = start(rerun, TABLES[0])
     run.wait_for(lambda: in_simulation(rerun))
     slurm.stop_controller()
     time.sleep(15)  # longer than Snakemake waits between two questions
