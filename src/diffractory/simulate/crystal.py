@@ -87,6 +87,23 @@ class Crystal:
             displacements=mean_square_displacement(b),
         )
 
+    def to_json(self) -> str:
+        """Return what `from_json` reads: the cell and its atoms, without vibrations.
+
+        Occupancies must be 1.
+        """
+        sites = [
+            {"species": [{"element": SYMBOLS[number - 1], "occu": 1}], "abc": position}
+            for number, position in zip(self.numbers, self.positions.tolist(), strict=True)
+        ]
+        structure = {
+            "@module": "pymatgen.core.structure",
+            "@class": "Structure",
+            "lattice": {"matrix": self.cell.tolist()},
+            "sites": sites,
+        }
+        return json.dumps(structure, separators=(",", ":"))
+
     @property
     def volume(self) -> float:
         """Cell volume in cubic angstrom."""
