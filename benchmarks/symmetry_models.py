@@ -20,9 +20,8 @@ import yaml
 
 from diffractory.models.spot_lists import SpotListNetwork
 from diffractory.store import CRYSTAL_SYSTEMS, Patterns, write_patterns
-from diffractory.training.fit import varied
 from diffractory.training.networks import NETWORKS, predict
-from diffractory.training.spots import Batch, SpotBatches
+from diffractory.training.spots import Batch, SpotBatches, varied
 
 SYMMETRY = yaml.safe_load((Path(__file__).parents[1] / "config" / "config.yaml").read_text())[
     "symmetry"

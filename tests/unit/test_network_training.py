@@ -18,9 +18,9 @@ from diffractory.evaluation.predictions import evaluate_network
 from diffractory.store import CRYSTAL_SYSTEMS, LATTICE, InputError, Patterns, write_patterns
 from diffractory.store.labels import labels_of_split
 from diffractory.training import fit, networks
-from diffractory.training.fit import check_device, epochs_so_far, read_checkpoint, varied
+from diffractory.training.fit import check_device, epochs_so_far, read_checkpoint
 from diffractory.training.networks import architecture, load_network, train_network
-from diffractory.training.spots import SpotBatches
+from diffractory.training.spots import SpotBatches, varied
 
 HARDWARE = {
     "device": "cpu",

@@ -1,4 +1,4 @@
-"""Training of any network of spot lists, with Lightning: exact when it is killed and resumed."""
+"""Training of any network, with Lightning: exact when it is killed and resumed."""
 
 import logging
 import math
@@ -21,12 +21,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from diffractory.models.spot_lists import SpotListNetwork
 from diffractory.store import InputError, generator, track
-from diffractory.training.spots import Batch, SpotBatches
 
 WARM_UP = 0.05
 """Part of the training in which the learning rate rises, where it follows a cosine."""
@@ -41,6 +39,10 @@ class Training(LightningModule):
     Steps and learning rate do not depend on their number: the losses of the processes are weighted
     so that the mean of their gradients is that of the whole batch.
 
+    A study tells by `loss` and `measures` what is trained and how it is validated. Its batches are
+    named tuples: first the input of the patterns that this process has of the batch, and among the
+    rest ``pattern``, the indices in the store of all patterns of the batch.
+
     Parameters
     ----------
     network
@@ -51,32 +53,50 @@ class Training(LightningModule):
         Batches per epoch.
     seed
         Global seed.
-    material_id
-        Of each training and validation pattern, by its index in the store.
+    ids
+        Name of each training and validation pattern, by its index in the store.
     state
         Folder for checkpoints and logs.
 
     Attributes
     ----------
+    named
+        What `ids` are, in the plural.
+    gradient_clip
+        Greatest norm of a gradient.
     epochs
         One row of metrics.csv for every epoch so far; checkpoints hold it.
     """
 
+    named: str
+    gradient_clip: float | None = None
+
     def __init__(
         self,
-        network: SpotListNetwork,
+        network: nn.Module,
         settings: Mapping[str, Any],
         steps: int,
         seed: int,
-        material_id: pd.Series,
+        ids: pd.Series,
         state: Path,
     ) -> None:
         super().__init__()
         self.network = network
         self.settings, self.steps, self.seed = settings, steps, seed
-        self.material_id, self.state = material_id, state
+        self.ids, self.state = ids, state
         self.epochs: list[dict[str, float]] = []
         self.sums: dict[str, Tensor | float] = {}
+
+    def loss(self, batch: Any) -> Tensor:
+        """Return the mean loss over the patterns that this process has of a training batch."""
+        raise NotImplementedError
+
+    def measures(self, batch: Any) -> Iterator[tuple[str, Tensor]]:
+        """Return columns of metrics.csv with sums over validation patterns; a name may come twice.
+
+        ``validation_loss`` is one of them.
+        """
+        raise NotImplementedError
 
     def on_train_start(self) -> None:
         """Let each of several processes end at once: Lightning would have them agree first."""
@@ -87,42 +107,33 @@ class Training(LightningModule):
         """Forget the sums of the epoch before."""
         self.sums = {}
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Let draws depend on seed, step and process, so that a resumed run draws the same."""
         step = self.current_epoch * self.steps + batch_idx
         item = f"{step}/{self.global_rank}" if self.global_rank else step
         torch.manual_seed(int(generator(self.seed, "training", item).integers(2**63)))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch, or the part in it of what this process has of the batch."""
-        output = self.network(*varied(batch.spots, batch.mask, self.settings))
-        loss = self.network.loss(output, batch.crystal_system, batch.space_group)
+        loss = self.loss(batch)
         self._refuse_not_finite(loss, batch)
-        n, whole = len(batch.spots), len(batch.pattern)
-        self._add(training_loss=loss.detach() * n, patterns=n)
+        n, whole = len(batch[0]), len(batch.pattern)
+        self._add("training_loss", loss.detach() * n)
+        self._add("patterns", n)
         return loss * (n * self.trainer.world_size / whole)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Sum up the negative logarithms of the probabilities of the truth, and what is right."""
-        said = self.network.opinions(self.network(batch.spots, batch.mask))
-        self._add(validation_patterns=len(batch.spots))
-        for name, probability, truth in (
-            ("crystal_system", said.crystal_system, batch.crystal_system),
-            ("space_group", said.space_group, batch.space_group),
-        ):
-            if probability is not None:
-                of_truth = probability.gather(1, truth[:, None]).clamp(min=1e-12)
-                loss = -of_truth.log().sum()
-                self._refuse_not_finite(loss, batch)
-                self._add(
-                    validation_loss=loss,
-                    **{f"{name}_accuracy": (probability.argmax(dim=-1) == truth).sum()},
-                )
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Sum up the measures."""
+        self._add("validation_patterns", len(batch[0]))
+        for name, value in self.measures(batch):
+            if name == "validation_loss":
+                self._refuse_not_finite(value, batch)
+            self._add(name, value)
 
-    def _refuse_not_finite(self, loss: Tensor, batch: Batch) -> None:
+    def _refuse_not_finite(self, loss: Tensor, batch: Any) -> None:
         if loss.isfinite():
             return
-        materials = sorted(self.material_id[batch.pattern.tolist()].unique())
+        names = sorted(self.ids[batch.pattern.tolist()].unique())
         kept = (
             f"{self.state / 'last.ckpt'} has all up to the epoch before"
             if self.epochs
@@ -130,9 +141,9 @@ class Training(LightningModule):
         )
         raise InputError(
             f"the loss of {type(self.network).__name__} is not finite in epoch "
-            f"{self.current_epoch} at a batch of the materials {', '.join(materials)}: lower its "
+            f"{self.current_epoch} at a batch of the {self.named} {', '.join(names)}: lower its "
             "learning_rate, train with precision 32-true, or look at the patterns of these "
-            f"materials; {kept}"
+            f"{self.named}; {kept}"
         )
 
     def on_validation_epoch_end(self) -> None:
@@ -153,17 +164,20 @@ class Training(LightningModule):
         self.trainer.should_stop = ended(self.epochs, self.settings)
         self.log_dict(row, sync_dist=True)
 
-    def _add(self, **values: Tensor | float) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+    def _add(self, name: str, value: Tensor | float) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def configure_optimizers(self) -> Any:
-        """Return Adam, with decoupled weight decay if any, and the learning rate of every step."""
-        optimizer = torch.optim.AdamW(
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return Adam, with decoupled weight decay if any."""
+        return torch.optim.AdamW(
             self.network.parameters(),
             lr=self.settings["learning_rate"],
             weight_decay=self.settings["weight_decay"],
         )
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and the learning rate of every step."""
+        optimizer = self.optimizer()
         if self.settings["schedule"] == "constant":
             return optimizer
         total = self.settings["epochs"] * self.steps // self.settings["accumulate"]
@@ -190,33 +204,17 @@ class Training(LightningModule):
 
 
 def ended(epochs: Sequence[Mapping[str, float]], settings: Mapping[str, Any]) -> bool:
-    """Return whether a training is at its end: all epochs, or ``patience`` without a better one."""
+    """Return whether a training is at its end: all epochs, or ``patience`` without a better one.
+
+    Where there is a ``target_accuracy``, as many epochs must have reached it instead.
+    """
     if len(epochs) in (0, settings["epochs"]):
         return bool(epochs)
+    if target := settings.get("target_accuracy"):
+        last = [epoch["accuracy"] for epoch in epochs[-settings["patience"] :]]
+        return len(last) == settings["patience"] and min(last) >= target
     best = np.argmin([epoch["validation_loss"] for epoch in epochs])
     return bool(len(epochs) - 1 - best >= settings["patience"])
-
-
-def varied(spots: Tensor, mask: Tensor, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return patterns, spots (B, N, 3) and mask (B, N), changed at random as the settings ask.
-
-    Each is turned in its plane by any angle (``rotate``), enlarged by a factor of which the
-    logarithm has a standard deviation (``scale_jitter``), and loses a share of its spots between 0
-    and the greatest (``drop_spots``).
-    """
-    n, device = len(spots), spots.device
-    if settings["rotate"]:
-        angle = 2 * torch.pi * torch.rand(n, 1, device=device)
-        x, y, intensity = spots.unbind(dim=-1)
-        cosine, sine = angle.cos(), angle.sin()
-        spots = torch.stack([cosine * x - sine * y, sine * x + cosine * y, intensity], dim=-1)
-    if settings["scale_jitter"]:
-        factor = torch.exp(settings["scale_jitter"] * torch.randn(n, 1, 1, device=device))
-        spots = torch.cat([spots[..., :2] * factor, spots[..., 2:]], dim=-1)
-    if settings["drop_spots"]:
-        share = settings["drop_spots"] * torch.rand(n, 1, device=device)
-        mask = mask & (torch.rand(mask.shape, device=device) >= share)
-    return spots, mask
 
 
 class EpochOfBatches(Sampler[int]):
@@ -315,7 +313,7 @@ def epochs_so_far(state: Path) -> list[dict[str, float]]:
     return list(read_checkpoint(state / "last.ckpt")["epochs"])
 
 
-def loader(batches: SpotBatches, sampler: Any, workers: int) -> DataLoader[Batch]:
+def loader(batches: Dataset[Any], sampler: Any, workers: int) -> DataLoader[Any]:
     """Return a loader of whole batches, the same for any number of worker processes."""
     return DataLoader(
         batches,
@@ -327,16 +325,16 @@ def loader(batches: SpotBatches, sampler: Any, workers: int) -> DataLoader[Batch
     )
 
 
-def check_device(hardware: Mapping[str, Any]) -> None:
-    """Raise InputError if there is no such device."""
+def check_device(hardware: Mapping[str, Any], study: str = "symmetry") -> None:
+    """Raise InputError if there is no such device as the hardware of a study asks for."""
     if hardware["device"] == "cuda" and not torch.cuda.is_available():
-        raise InputError("symmetry.hardware.device is cuda, but no CUDA device is visible: set cpu")
+        raise InputError(f"{study}.hardware.device is cuda, but no CUDA device is visible: set cpu")
 
 
 def fit(
     training: Training,
-    batches: SpotBatches,
-    validation: SpotBatches,
+    batches: Dataset[Any],
+    validation: Dataset[Any],
     hardware: Mapping[str, Any],
     environment: ClusterEnvironment,
     deadline: float | None,
@@ -392,7 +390,7 @@ def _trainer(
         plugins=[environment],
         max_epochs=settings["epochs"],
         accumulate_grad_batches=settings["accumulate"],
-        gradient_clip_val=1.0,
+        gradient_clip_val=training.gradient_clip,
         deterministic="warn",
         logger=TensorBoardLogger(folder, name="", version=""),
         callbacks=[

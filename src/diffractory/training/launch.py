@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +33,31 @@ class Job:
 
     Attributes
     ----------
-    name, patterns, structures, settings, max_spots, hardware, seed
-        As ``train_network`` takes them, paths as text.
+    module
+        Full name of the module whose ``train_epochs`` they run.
+    study
+        Section of the configuration that ``hardware`` is of.
+    name
+        Of the network.
+    data
+        What ``train_epochs`` trains with, paths as text.
+    settings, hardware, seed
+        As the stage takes them.
     state
         Folder for checkpoints and logs.
     deadline
         When the job is killed, seconds since 1970, if that is known.
     """
 
+    module: str
+    study: str
     name: str
-    patterns: str
-    structures: str
-    state: str
+    data: dict[str, Any]
     settings: dict[str, Any]
-    max_spots: int
     hardware: dict[str, Any]
     seed: int
-    deadline: float | None
+    state: str = ""
+    deadline: float | None = None
 
 
 def launch(job: Job) -> None:
@@ -64,7 +73,7 @@ def launch(job: Job) -> None:
     arguments = Path(job.state, "arguments.json")
     write_text(arguments, json.dumps(asdict(job)))
     processes = subprocess.Popen(
-        [*_launcher(job.hardware), "-m", "diffractory.training.launch", str(arguments)],
+        [*_launcher(job), "-m", "diffractory.training.launch", str(arguments)],
         stdin=subprocess.PIPE,  # its end tells them of the end of this process
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -101,26 +110,26 @@ def _free_port() -> str:
         return str(server.getsockname()[1])
 
 
-def _launcher(hardware: Mapping[str, Any]) -> list[str]:
+def _launcher(job: Job) -> list[str]:
     """Return the beginning of a command that runs a module in all processes."""
-    devices, nodes = hardware["devices"], hardware["nodes"]
+    devices, nodes = job.hardware["devices"], job.hardware["nodes"]
     if "SLURM_JOB_ID" in os.environ:
         # In numbers, since variables of the allocation may not be there.
         return [
             "srun", f"--nodes={nodes}", f"--ntasks={devices * nodes}",
-            f"--ntasks-per-node={devices}", f"--cpus-per-task={hardware['threads']}",
+            f"--ntasks-per-node={devices}", f"--cpus-per-task={job.hardware['threads']}",
             "--kill-on-bad-exit=1", sys.executable,
         ]  # fmt: skip
     if nodes > 1:
         raise InputError(
-            f"symmetry.hardware.nodes is {nodes}, but this is no job of SLURM: run with --profile "
-            "slurm, or set it to 1"
+            f"{job.study}.hardware.nodes is {nodes}, but this is no job of SLURM: run with "
+            "--profile slurm, or set it to 1"
         )
     launcher = [sys.executable, "-m", "torch.distributed.run"]
     return [*launcher, "--standalone", f"--nproc-per-node={devices}"]
 
 
-def check_processes(hardware: Mapping[str, Any], world: int) -> None:
+def check_processes(hardware: Mapping[str, Any], world: int, study: str = "symmetry") -> None:
     """Check that a number of processes, and the GPUs that this one sees, are those asked for.
 
     Raises
@@ -131,21 +140,19 @@ def check_processes(hardware: Mapping[str, Any], world: int) -> None:
     devices, nodes = hardware["devices"], hardware["nodes"]
     if world != devices * nodes:
         raise InputError(
-            f"{world} processes train together, but symmetry.hardware.devices times nodes is "
+            f"{world} processes train together, but {study}.hardware.devices times nodes is "
             f"{devices * nodes}: ask SLURM for as many tasks"
         )
     visible = torch.cuda.device_count()
     if hardware["device"] == "cuda" and visible < devices:
         raise InputError(
-            f"symmetry.hardware.devices is {devices}, but {visible} GPUs are visible on "
+            f"{study}.hardware.devices is {devices}, but {visible} GPUs are visible on "
             f"{platform.node()}: lower it, or ask SLURM for as many GPUs per node"
         )
 
 
 def main(arguments: Path) -> None:
     """Be one of the processes."""
-    from diffractory.training.networks import train_epochs  # which imports this module
-
     threading.Thread(target=_end_with_parent, daemon=True).start()
     job = Job(**json.loads(arguments.read_text(encoding="utf-8")))
     environment = (
@@ -159,8 +166,8 @@ def main(arguments: Path) -> None:
     logging.captureWarnings(True)
     torch.set_num_threads(job.hardware["threads"])
     try:
-        check_processes(job.hardware, environment.world_size())
-        train_epochs(job, environment)
+        check_processes(job.hardware, environment.world_size(), job.study)
+        import_module(job.module).train_epochs(job, environment)
     except InputError as error:
         # A new name, which no network file system remembers as missing.
         report = Path(job.state, f"error.{rank}.{os.getpid()}.txt")

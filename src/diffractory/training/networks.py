@@ -1,12 +1,7 @@
 """The stage behind the rule `train_network`, and what prediction shares with it."""
 
 import json
-import logging
-import os
-import shutil
-import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +9,21 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from diffractory.models.mvof_ml import MvofMl
 from diffractory.models.ours import Ours
 from diffractory.models.pe_ag_gmoe import PeAgGmoe
 from diffractory.models.pooling import fit_pooling, log_probability
 from diffractory.models.spot_lists import Opinions, SpotListNetwork
-from diffractory.store import (
-    CRYSTAL_SYSTEMS,
-    InputError,
-    SpotReader,
-    atomic_folder,
-    claimed,
-    generator,
-    recorded,
-    track,
-    write_text,
-)
+from diffractory.store import CRYSTAL_SYSTEMS, InputError, SpotReader, generator, track
 from diffractory.store.labels import labels_of_split
-from diffractory.store.provenance import config_hash, verified
-from diffractory.training.fit import (
-    Training,
-    check_device,
-    ended,
-    epochs_so_far,
-    fit,
-    loader,
-    read_checkpoint,
-)
-from diffractory.training.launch import Job, launch
-from diffractory.training.spots import SpotBatches
-
-logger = logging.getLogger(__name__)
-
-STARTED = time.time()
-"""When this process began, but for `fit.MARGIN`, seconds since 1970."""
+from diffractory.training.fit import Training, check_device, fit, loader
+from diffractory.training.launch import Job
+from diffractory.training.spots import Batch, SpotBatches, varied
+from diffractory.training.stage import follow, trained
 
 NETWORKS: dict[str, type[SpotListNetwork]] = {
     "pe_ag_gmoe": PeAgGmoe,
@@ -65,6 +36,31 @@ SAMPLE = 100
 
 SPOTS_OF_EXAMPLE = 45
 """Spots of the pattern whose way through a network `architecture` follows."""
+
+
+class SpotTraining(Training):
+    """A network of spot lists in training."""
+
+    named = "materials"
+    gradient_clip = 1.0
+    network: SpotListNetwork
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the loss of varied patterns."""
+        output = self.network(*varied(batch.spots, batch.mask, self.settings))
+        return self.network.loss(output, batch.crystal_system, batch.space_group)
+
+    def measures(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        """Return the negative logarithms of the probabilities of the truth, and what is right."""
+        said = self.network.opinions(self.network(batch.spots, batch.mask))
+        for name, probability, truth in (
+            ("crystal_system", said.crystal_system, batch.crystal_system),
+            ("space_group", said.space_group, batch.space_group),
+        ):
+            if probability is not None:
+                of_truth = probability.gather(1, truth[:, None]).clamp(min=1e-12)
+                yield "validation_loss", -of_truth.log().sum()
+                yield f"{name}_accuracy", (probability.argmax(dim=-1) == truth).sum()
 
 
 def train_network(
@@ -108,69 +104,28 @@ def train_network(
         If there is nothing to train or to validate with, the device is not there, the loss is not
         finite, a checkpoint is damaged, or another process trains this model.
     """
-    check_device(hardware)
-    torch.set_num_threads(hardware["threads"])
-    inputs = [patterns, structures]
-    digests = list(verified(inputs).values())  # before they are read
-    config = {name: dict(settings), "max_spots": max_spots, "hardware": dict(hardware)}
-    stage, device = f"train_{model.name}", hardware["device"]
-    with claimed(model):
-        state = _state(model, {**config, "seed": seed, "inputs": digests})
-        with (
-            atomic_folder(model) as folder,
-            recorded(folder / "run.json", stage, config, inputs, [folder], seed, device) as facts,
-        ):
-            deadline = None if minutes is None else STARTED + 60 * minutes
-            paths = str(patterns), str(structures), str(state)
-            job = Job(name, *paths, dict(settings), max_spots, dict(hardware), seed, deadline)
-            epochs = _all_epochs(job)
-            network = NETWORKS[name](**settings["network"]).eval()
-            best = read_checkpoint(state / "best.ckpt")["state_dict"]
-            network.load_state_dict({key.removeprefix("network."): best[key] for key in best})
-            train, validation = _labels(patterns, structures)
-            if network.pooling is not None:
-                size = settings["training"]["batch_size"]
-                everything = SpotBatches(patterns, validation, size, max_spots, seed, False, False)
-                _fit_pooling(network, everything, validation, hardware, seed)
-            network.cpu()
-            (folder / "model.safetensors").write_bytes(save(network.state_dict()))
-            for kept in (state / "last.ckpt", *state.glob("events.*")):
-                shutil.copy(kept, folder)
-            pd.DataFrame(epochs).to_csv(folder / "metrics.csv", index=False, float_format="%.6f")
-            hparams = {
-                "model": name,
-                "network": network.hparams,
-                "training": dict(settings["training"]),
-                "loss": network.loss_name,
-                "max_spots": max_spots,
-            }
-            _write_json(folder / "hparams.json", hparams)
-            _write_json(folder / "architecture.json", architecture(network))
-            facts["training_patterns"] = len(train)
-            facts["training_materials"] = int(train["material_id"].nunique())
-            facts["patterns_seen"] = epochs[-1]["patterns_seen"]
-            facts["parameters"] = sum(p.numel() for p in network.parameters())
-        shutil.rmtree(state.parent)
-
-
-def _all_epochs(job: Job) -> list[dict[str, float]]:
-    """Train to the end and return the rows of metrics.csv, or end this process if time is short."""
-    how, state = job.settings["training"], Path(job.state)
-    if not ended(epochs_so_far(state), how):
-        if job.hardware["devices"] * job.hardware["nodes"] > 1:
-            launch(job)
-        else:
-            # Not what a scheduler has set: it is for other purposes.
-            train_epochs(job, LightningEnvironment())
-    epochs = epochs_so_far(state)
-    if not ended(epochs, how):
-        logger.warning(
-            "%d of at most %d epochs are done and the time of the job is nearly over: run again, "
-            "and the training goes on from there",
-            len(epochs), how["epochs"],
-        )  # fmt: skip
-        sys.exit(os.EX_TEMPFAIL)
-    return epochs
+    config = {name: dict(settings), "max_spots": max_spots}
+    data = {"patterns": str(patterns), "structures": str(structures), "max_spots": max_spots}
+    job = Job(__name__, "symmetry", name, data, dict(settings), dict(hardware), seed)
+    with trained(model, job, config, [patterns, structures], minutes) as result:
+        network = NETWORKS[name](**settings["network"]).eval()
+        network.load_state_dict(result.weights)
+        train, validation = _labels(patterns, structures)
+        if network.pooling is not None:
+            size = settings["training"]["batch_size"]
+            everything = SpotBatches(patterns, validation, size, max_spots, seed, False, False)
+            _fit_pooling(network, everything, validation, hardware, seed)
+        hparams = {
+            "model": name,
+            "network": network.hparams,
+            "training": dict(settings["training"]),
+            "loss": network.loss_name,
+            "max_spots": max_spots,
+        }
+        result.write(network, hparams, architecture(network.cpu()))
+        result.facts["training_patterns"] = len(train)
+        result.facts["training_materials"] = int(train["material_id"].nunique())
+        result.facts["parameters"] = sum(p.numel() for p in network.parameters())
 
 
 def train_epochs(job: Job, environment: ClusterEnvironment) -> None:
@@ -186,13 +141,14 @@ def train_epochs(job: Job, environment: ClusterEnvironment) -> None:
     InputError
         As `train_network` does.
     """
-    how, patterns = job.settings["training"], Path(job.patterns)
-    train, validation = _labels(patterns, Path(job.structures))
+    how, patterns = job.settings["training"], Path(job.data["patterns"])
+    train, validation = _labels(patterns, Path(job.data["structures"]))
     # Evenly over the materials, which follow each other in the store.
     held_out = validation[:: max(1, len(validation) // how["validation_patterns"])]
     in_memory = fits(patterns, job.hardware["data_memory"])
+    max_spots = job.data["max_spots"]
     batches, validation_batches = (
-        SpotBatches(patterns, labels, how["batch_size"], job.max_spots, job.seed, shuffle, whole)
+        SpotBatches(patterns, labels, how["batch_size"], max_spots, job.seed, shuffle, whole)
         for labels, shuffle, whole in ((train, True, in_memory), (held_out, False, True))
     )
     torch.manual_seed(int(generator(job.seed, job.name, "weights").integers(2**63)))
@@ -200,7 +156,7 @@ def train_epochs(job: Job, environment: ClusterEnvironment) -> None:
     _normalize(network, batches)
     steps = max(1, how["patterns_per_epoch"] // how["batch_size"])
     material_id = pd.concat([train, held_out]).set_index("pattern")["material_id"]
-    training = Training(network, how, steps, job.seed, material_id, Path(job.state))
+    training = SpotTraining(network, how, steps, job.seed, material_id, Path(job.state))
     who = environment.global_rank(), environment.world_size()
     shares = batches.shared(*who), validation_batches.shared(*who)
     fit(training, *shares, job.hardware, environment, job.deadline)
@@ -216,17 +172,6 @@ def _labels(patterns: Path, structures: Path) -> tuple[pd.DataFrame, pd.DataFram
 def fits(patterns: Path, memory: float) -> bool:
     """Return whether the spots of a store fit into so many GiB."""
     return bool(12 * SpotReader(patterns).offsets[-1] <= memory * 2**30)
-
-
-def _state(model: Path, identity: Mapping[str, Any]) -> Path:
-    """Return the folder of this very training, and remove those of others of this model."""
-    states = model.with_name(f"{model.name}.training")
-    state = states / config_hash(identity)
-    for other in states.glob("*"):
-        if other != state:
-            shutil.rmtree(other)
-    state.mkdir(parents=True, exist_ok=True)
-    return state
 
 
 def _normalize(network: SpotListNetwork, batches: SpotBatches) -> None:
@@ -261,58 +206,10 @@ def _fit_pooling(
     network.pooling = torch.tensor([weight, power])
 
 
-def _write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
 def architecture(network: nn.Module) -> list[dict[str, Any]]:
-    """Return the modules of a network in the order in which they see a pattern of 45 spots.
-
-    Each has its dotted ``name``, its ``kind`` (class), the shapes of its ``inputs`` and ``outputs``
-    without the axis of the batch, its number of ``parameters``, and its ``parent``, which is the
-    module that runs it (empty for the network itself).
-    """
-    blocks: dict[str, dict[str, Any]] = {}
-    handles = []
-    for name, module in network.named_modules():
-        if not name:
-            continue
-
-        def before(module: nn.Module, inputs: Any, name: str = name) -> None:
-            blocks[name] = {
-                "name": name,
-                "kind": type(module).__name__,
-                "inputs": _shapes(inputs),
-                "outputs": [],
-                "parameters": sum(p.numel() for p in module.parameters()),
-                "parent": _parent(name, blocks),
-            }
-
-        def after(module: nn.Module, inputs: Any, outputs: Any, name: str = name) -> None:
-            blocks[name]["outputs"] = _shapes(outputs)
-
-        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    with torch.inference_mode():
-        spots = torch.rand(1, SPOTS_OF_EXAMPLE, 3, generator=torch.Generator().manual_seed(0))
-        network(spots, torch.ones(1, SPOTS_OF_EXAMPLE, dtype=torch.bool))
-    for handle in handles:
-        handle.remove()
-    return list(blocks.values())
-
-
-def _parent(name: str, blocks: Mapping[str, Any]) -> str:
-    """Return the longest beginning of a dotted name that is a block; lists of modules are none."""
-    while name := name.rpartition(".")[0]:
-        if name in blocks:
-            return name
-    return ""
-
-
-def _shapes(values: Any) -> list[list[int]]:
-    """Return the shapes of the tensors among some values, without an axis of one pattern."""
-    values = values if isinstance(values, tuple) else (values,)
-    shapes = [list(value.shape) for value in values if isinstance(value, torch.Tensor)]
-    return [shape[1:] if shape[:1] == [1] else shape for shape in shapes]
+    """Return what `follow` does for a pattern of 45 spots."""
+    spots = torch.rand(1, SPOTS_OF_EXAMPLE, 3, generator=torch.Generator().manual_seed(0))
+    return follow(network, spots, torch.ones(1, SPOTS_OF_EXAMPLE, dtype=torch.bool))
 
 
 def load_network(model: Path) -> tuple[SpotListNetwork, int]:

@@ -1,5 +1,6 @@
 """Batches of spot lists for networks, from a pattern store on disk or in memory."""
 
+from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -264,3 +265,25 @@ def _fill(
     for b in range(len(start)):
         spots[b, : count[b]] = values[start[b] : start[b] + count[b]]
         mask[b, : count[b]] = True
+
+
+def varied(spots: Tensor, mask: Tensor, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return patterns, spots (B, N, 3) and mask (B, N), changed at random as the settings ask.
+
+    Each is turned in its plane by any angle (``rotate``), enlarged by a factor of which the
+    logarithm has a standard deviation (``scale_jitter``), and loses a share of its spots between 0
+    and the greatest (``drop_spots``).
+    """
+    n, device = len(spots), spots.device
+    if settings["rotate"]:
+        angle = 2 * torch.pi * torch.rand(n, 1, device=device)
+        x, y, intensity = spots.unbind(dim=-1)
+        cosine, sine = angle.cos(), angle.sin()
+        spots = torch.stack([cosine * x - sine * y, sine * x + cosine * y, intensity], dim=-1)
+    if settings["scale_jitter"]:
+        factor = torch.exp(settings["scale_jitter"] * torch.randn(n, 1, 1, device=device))
+        spots = torch.cat([spots[..., :2] * factor, spots[..., 2:]], dim=-1)
+    if settings["drop_spots"]:
+        share = settings["drop_spots"] * torch.rand(n, 1, device=device)
+        mask = mask & (torch.rand(mask.shape, device=device) >= share)
+    return spots, mask
