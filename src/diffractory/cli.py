@@ -3,6 +3,7 @@
 # Functions of the package are imported by the command that calls them, so that help is at once.
 
 import sys
+from contextlib import suppress
 from datetime import UTC, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -68,6 +69,40 @@ def doctor() -> None:
         )
         _print(line.append(f"; {finding.advice}" if finding.advice else ""))
     raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
+def steer(
+    folder: Annotated[Path, typer.Argument(help="Images: PNG, TIFF or .npy, one in each file.")],
+    models: Annotated[
+        Path, typer.Option(help="Folder with the networks cnn_exp or cnn_syn, and c_vae.")
+    ] = Path("results/models/ued"),
+    watch: Annotated[bool, typer.Option(help="Go on with new images, until Ctrl-C.")] = False,
+    pixel_size: Annotated[
+        float | None,
+        typer.Option(help="1/angstrom; not for images that have the pixels of the networks."),
+    ] = None,
+    centre: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Row and column of the direct beam; else found in each image."),
+    ] = None,
+    rotation: Annotated[
+        float, typer.Option(help="From +q_x of the networks to that of the images, degree.")
+    ] = 0.0,
+    background: Annotated[float, typer.Option(help="What the camera adds to each pixel.")] = 0.0,
+) -> None:
+    """Score ultrafast-diffraction images: class, and distance to the 2H-1T' line."""
+    from diffractory.experiment.geometry import Geometry
+    from diffractory.experiment.steering import HEADER, Scorer, line, steer, summary
+
+    scorer = Scorer(models, Geometry(pixel_size, centre, rotation, background))
+    scores = []
+    print(line(HEADER, sys.stdout.isatty()), flush=True)
+    with suppress(KeyboardInterrupt):
+        for score in steer(folder, scorer, watch):
+            scores.append(score)
+            print(line(score.fields, sys.stdout.isatty()), flush=True)
+    print(summary(scores), file=sys.stderr)
 
 
 def _print(content: Tree | Text | str) -> None:
