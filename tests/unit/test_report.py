@@ -264,3 +264,17 @@ def test_bad_inputs_are_named(tmp_path):
         build(tmp_path, tables[1:], figures[:1], records)
     with pytest.raises(InputError, match="table_N"):
         build(tmp_path, [tables[1].rename(tables[1].with_name("tab.csv"))], [], [])
+
+
+def test_images_in_a_figure_come_with_the_page(tmp_path):
+    tables, figures, records = make_inputs(tmp_path, study="ued")
+    with figure_style():
+        figure = Figure(figsize=(3, 2))
+        figure.add_subplot().imshow([[0, 1], [2, 3]], interpolation="none")
+        write_figure(figure, "Image", "An image.", figures[0], figures[0].with_suffix(".png"))
+    page = Page(build(tmp_path, tables, figures, records))
+    (image,) = page.all("image")
+    assert image["href"].startswith("data:image/png;base64,")
+    assert "Shaaban et al." in page.text
+    # No DOI of the study is known, and a link to nowhere would be worse than none.
+    assert all(link["href"].startswith("#") for link in page.all("a"))

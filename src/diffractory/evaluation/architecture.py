@@ -93,7 +93,9 @@ def read_architecture(path: Path) -> list[Block]:
         ) from error
 
 
-def architecture_figure(path: Path, parent: str, inside: bool, title: str) -> Drawing:
+def architecture_figure(
+    path: Path, parent: str, inside: bool, title: str, opened: str = ""
+) -> Drawing:
     """Draw the blocks that one block runs.
 
     Parameters
@@ -106,13 +108,16 @@ def architecture_figure(path: Path, parent: str, inside: bool, title: str) -> Dr
         Whether to show what the blocks run in turn, except in mixtures of experts.
     title
         Title of the figure.
+    opened
+        Dotted path of one more block, among those that are shown, to show the inside of.
 
     Raises
     ------
     InputError
         If the file is not of the form described, or has no such blocks.
     """
-    steps = _steps(read_architecture(path), parent, inside)
+    blocks = read_architecture(path)
+    steps = _steps(blocks, parent, inside, opened)
     if not steps:
         raise InputError(
             f"{path} has no blocks in {parent or 'the network'}: train the model again"
@@ -123,14 +128,15 @@ def architecture_figure(path: Path, parent: str, inside: bool, title: str) -> Dr
     ax.set(xlim=(0, WIDTH), ylim=(height, 0))  # inch
     ax.axis("off")
     _draw(ax, steps, 0.05, MARGIN, parent)
+    mixtures = "Orange: mixtures of experts. " if any(b.is_mixture for b in blocks) else ""
     caption = (
         f"{title}. Boxes: modules of the built network in the order in which they run, with "
         "class, path, shapes of inputs and outputs for one pattern, and number of parameters. "
         "Solid arrow: the first input of a module has the shape of an output of the one above; "
-        "dashed: it has another. Orange: mixtures of experts. What happens outside of modules, "
-        "such as sums, is not shown."
+        f"dashed: it has another. {mixtures}What happens outside of modules, such as sums, is not "
+        "shown."
     )
-    lines = [line for step in steps for line in (step, *step.parts)]
+    lines = _lines(steps)
     data = pd.DataFrame(
         {
             "name": [line.block.name for line in lines],
@@ -144,14 +150,20 @@ def architecture_figure(path: Path, parent: str, inside: bool, title: str) -> Dr
     return Drawing(figure, title, caption, data)
 
 
-def _steps(blocks: Sequence[Block], parent: str, inside: bool) -> list[Step]:
+def _steps(blocks: Sequence[Block], parent: str, inside: bool, opened: str) -> list[Step]:
     """Return what a block runs, with runs of equal items of a list as one."""
     steps = []
     for _, run in groupby((b for b in blocks if b.name and b.parent == parent), _likeness):
         first, *rest = run
-        parts = _steps(blocks, first.name, False) if inside and not first.is_mixture else []
+        shown = first.name == opened or (inside and not first.is_mixture)
+        parts = _steps(blocks, first.name, False, opened) if shown else []
         steps.append(Step(first, rest[-1] if rest else first, 1 + len(rest), tuple(parts)))
     return steps
+
+
+def _lines(steps: Sequence[Step]) -> list[Step]:
+    """Return all steps, each followed by its parts."""
+    return [line for step in steps for line in (step, *_lines(step.parts))]
 
 
 def _likeness(block: Block) -> tuple[object, ...]:
