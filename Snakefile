@@ -12,6 +12,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/structures.smk"
 include: "workflow/rules/patterns.smk"
 include: "workflow/rules/symmetry.smk"
+include: "workflow/rules/ued.smk"
 include: "workflow/rules/report.smk"
 
 

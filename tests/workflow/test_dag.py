@@ -20,6 +20,17 @@ REPORT_RULES = {
     "evaluate_perturbed_random_forest": 1,
     "evaluate_perturbed_network": 3,
     "plot_symmetry": 10,
+    "calculate_phonons": 2,
+    "detect_images": 2,
+    "simulate_experiment": 1,
+    "train_image_network": 3,
+    "evaluate_classifier": 1,
+    "evaluate_experiment": 2,
+    "evaluate_c_vae": 1,
+    "summarize_images": 1,
+    "collect_examples": 1,
+    "tabulate_ued": 3,
+    "plot_ued": 7,
     "report": 1,
     "all": 1,
 }
@@ -28,7 +39,8 @@ OF_THE_NETWORKS = {"train_network": 3, "evaluate_network": 3, "tabulate_symmetry
 
 
 def test_default_dag(project):
-    assert project.planned() == REPORT_RULES | OF_THE_NETWORKS | {"simulate_patterns": 2}
+    shards = {"simulate_patterns": 2, "simulate_images": 2}
+    assert project.planned() == REPORT_RULES | OF_THE_NETWORKS | shards
 
 
 def test_ablations_are_networks_and_a_table(project):
@@ -36,6 +48,60 @@ def test_ablations_are_networks_and_a_table(project):
     path = project.write_config("ablations", {"symmetry": {"ablations": ablations}})
     more = {"train_network": 5, "evaluate_network": 5, "tabulate_symmetry": 10}
     assert project.planned("--configfile", path).items() >= more.items()
+
+
+def test_augmentation_of_any_data_set_is_a_stage_of_its_own(project):
+    steps = {
+        "structures": [{"repeat": [2, 1, 1]}, {"vacancies": {"fraction": [0.0, 0.1]}}],
+        "patterns": [{"missing_spots": {"fraction": 0.1}}],
+    }
+    before = project.planned()
+    path = project.write_config("augmented", {"augment": steps})
+    more = {"augment_structures": 1, "augment_patterns": 1}
+    assert project.planned("--configfile", path) == before | more
+
+
+def test_own_series_is_read_in_place_of_the_stand_in(project):
+    path = project.write_config("series", {"ued": {"experiment": {"source": "folder"}}})
+    missing = project.snakemake("-n", "--configfile", path)
+    assert missing.returncode != 0
+    assert "reads the folder ued_series, which is not there" in missing.stdout + missing.stderr
+    (project.folder / "ued_series").mkdir()
+    planned = project.planned("--configfile", path)
+    assert planned["read_experiment"] == 1
+    assert "simulate_experiment" not in planned
+
+
+@pytest.mark.parametrize(
+    ("key", "steps", "sentence"),
+    [
+        (
+            "ued.images.every",
+            [{"vacancy": {"fraction": 0.1}}],
+            "did you mean ued.images.every.0.vacancies?",
+        ),
+        (
+            "ued.images.every",
+            [{"strain": {"in_plane": True}}],
+            "ued.images.every.0.strain.limit is missing",
+        ),
+        (
+            "ued.detector.steps",
+            [{"poisson": -1.0}],
+            "ued.detector.steps.0.poisson must be at least 0",
+        ),
+    ],
+)
+def test_wrong_step_is_refused_by_name(project, key, steps, sentence):
+    config: dict = {}
+    section = config
+    *sections, last = key.split(".")
+    for name in sections:
+        section = section.setdefault(name, {})
+    section[last] = steps
+    result = project.snakemake("-n", "--configfile", project.write_config("steps", config))
+    assert result.returncode != 0
+    assert sentence in result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -98,7 +164,8 @@ def test_dry_run_imports_nothing_heavy(project):
     """Forbid the import of everything but snakemake's own needs, and plan all the same."""
     blocker = project.folder / "blocked"
     blocker.mkdir()
-    for package in ("torch", "numba", "pymatgen", "zarr", "sklearn", "matplotlib", "ase", "scipy"):
+    heavy = "torch numba pymatgen zarr sklearn matplotlib ase scipy phonopy chgnet finufft abtem"
+    for package in heavy.split():
         (blocker / f"{package}.py").write_text(f"raise ImportError('{package} was imported')\n")
     jobs = project.planned(PYTHONPATH=str(blocker))
     assert jobs["simulate_patterns"] == 2

@@ -41,14 +41,14 @@ def test_every_rule_names_a_conda_file_that_exists():
     for rules in (ROOT / "workflow/rules").glob("*.smk"):
         text = rules.read_text()
         named = re.findall(r'conda:\s+"([^"]+)"', text)
-        assert len(named) == len(re.findall(r"^rule ", text, re.MULTILINE)), rules.name
+        assert len(named) == len(re.findall(r"^ *rule ", text, re.MULTILINE)), rules.name
         assert all((rules.parent / path).resolve() in ENVIRONMENTS for path in named)
 
 
 def test_rule_script_and_log_share_one_name():
     for rules in (ROOT / "workflow/rules").glob("*.smk"):
         for name, body in re.findall(
-            r"^rule (\w+):\n(.*?)(?=^rule |\Z)", rules.read_text(), re.M | re.S
+            r"^ *rule (\w+):\n(.*?)(?=^ *rule |\Z)", rules.read_text(), re.M | re.S
         ):
             assert f'"../scripts/{name}.py"' in body
             assert re.search(rf'log:\s+"logs/{name}[./]', body), name

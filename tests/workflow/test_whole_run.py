@@ -18,6 +18,8 @@ from diffractory.store import read_patterns
 CI = ("--configfile", "config/ci.yaml")
 TABLES = [1, 2, 3, 4, 5, 6, "ablations", "calibration", "prototypes", "robustness"]
 FIGURES = [1, 3, 4, 5, 6, 7, 8, "calibration", "robustness", "zone_axes"]
+UED_TABLES = ["accuracy", "experiment", "steering"]
+UED_FIGURES = [1, 2, 3, 4, 5, 6, 7]
 MODELS = ["random_forest", "pe_ag_gmoe", "mvof_ml", "ours", "short"]
 OF_ALL_MODELS = {
     "train_random_forest": 1,
@@ -44,21 +46,26 @@ def edit(project, change):
     path.write_text(yaml.safe_dump(config))
 
 
-def test_every_table_and_figure_is_there(finished):
+@pytest.mark.parametrize(
+    ("study", "tables", "figures"),
+    [("symmetry", TABLES, FIGURES), ("ued", UED_TABLES, UED_FIGURES)],
+)
+def test_every_table_and_figure_is_there(finished, study, tables, figures):
     results = finished.folder / "results"
-    for n in TABLES:
-        values = pd.read_csv(results / f"tables/symmetry/table_{n}.csv", dtype=str)["value"]
+    for n in tables:
+        values = pd.read_csv(results / f"tables/{study}/table_{n}.csv", dtype=str)["value"]
         assert len(values) > 0
         assert "not run" not in set(values)
-        assert (results / f"tables/symmetry/table_{n}.md").stat().st_size > 100
-    for n in FIGURES:
+        assert (results / f"tables/{study}/table_{n}.md").stat().st_size > 100
+    for n in figures:
         for suffix in ("svg", "png", "csv"):
-            assert (results / f"figures/symmetry/figure_{n}.{suffix}").stat().st_size > 100
+            assert (results / f"figures/{study}/figure_{n}.{suffix}").stat().st_size > 100
 
 
 def test_report_holds_the_tables(finished):
     page = (finished.folder / "results/report.html").read_text()
-    assert page.count("<svg") >= len(FIGURES)
+    assert page.count("<svg") >= len(FIGURES) + len(UED_FIGURES)
+    assert "Simulated series (abTEM multislice, frozen phonons)" in page
     table = pd.read_csv(finished.folder / "results/tables/symmetry/table_3.csv", dtype=str)
     shown = table[["value", "published"]].fillna("").to_numpy().ravel()
     assert {"89.2", "74.2"} <= set(shown)
@@ -86,6 +93,21 @@ def test_predictions_are_of_test_materials_alone(finished, model):
     assert len(predictions) == sum(m in test for m in patterns.material_id)
     assert (patterns.material_id[predictions.pattern] == predictions.material_id).all()
     probabilities = predictions.filter(regex="^probability_(?!space_group)")
+    assert probabilities.shape[1] == 7
+    assert (probabilities.sum(axis=1) - 1).abs().max() < 1e-5
+
+
+def test_images_are_told_by_networks_that_did_not_see_them(finished):
+    results = finished.folder / "results"
+    for store, model in (("classes", "cnn_syn"), ("latent", "c_vae")):
+        samples = pd.read_parquet(results / f"patterns/mote2/{store}.samples.parquet")
+        said = pd.read_parquet(results / f"evaluation/ued/{model}.parquet")
+        test = samples[samples["split"] == "test"]
+        assert list(said["sample"]) == list(test["sample"])
+        assert list(said["kind"]) == list(test["kind"])
+    probabilities = pd.read_parquet(results / "evaluation/ued/cnn_syn.parquet").filter(
+        regex="^probability_"
+    )
     assert probabilities.shape[1] == 7
     assert (probabilities.sum(axis=1) - 1).abs().max() < 1e-5
 
@@ -166,6 +188,57 @@ def test_editing_a_perturbation_trains_nothing(rerun):
         "evaluate_perturbed_network": 3,
         "tabulate_symmetry": 1,
         "plot_symmetry": 1,
+        "report": 1,
+        "all": 1,
+    }
+
+
+SHOWN_UED = {
+    "summarize_images": 1,
+    "collect_examples": 1,
+    "tabulate_ued": 3,
+    "plot_ued": 7,
+    "report": 1,
+    "all": 1,
+}
+"""Jobs that follow all images, but for the networks."""
+
+
+def test_editing_noise_reruns_what_follows_the_noise_alone(rerun):
+    path = rerun.folder / "config/ci.yaml"
+    text = path.read_text()
+    assert text.count("relative_noise: [0.0, 0.5]") == 1
+    path.write_text(text.replace("relative_noise: [0.0, 0.5]", "relative_noise: [0.0, 0.4]"))
+    assert rerun.planned(*CI) == SHOWN_UED | {
+        "detect_images": 2,
+        "train_image_network": 3,
+        "evaluate_classifier": 1,
+        "evaluate_experiment": 2,
+        "evaluate_c_vae": 1,
+    }
+
+
+def test_editing_a_class_reruns_its_set_of_images_alone(rerun):
+    edit(rerun, ("ued.images.classes.strained_2h.augment", [{"strain": {"limit": 0.05}}]))
+    assert rerun.planned(*CI) == SHOWN_UED | {
+        "simulate_images": 1,
+        "detect_images": 1,
+        "train_image_network": 2,
+        "evaluate_classifier": 1,
+        "evaluate_experiment": 2,
+        "tabulate_ued": 3,
+        "plot_ued": 5,
+    }
+
+
+def test_editing_a_classifier_reruns_it_and_what_starts_from_it(rerun):
+    edit(rerun, ("ued.cnn_syn.training.learning_rate", 0.003))
+    assert rerun.planned(*CI) == {
+        "train_image_network": 2,
+        "evaluate_classifier": 1,
+        "evaluate_experiment": 2,
+        "tabulate_ued": 2,
+        "plot_ued": 3,
         "report": 1,
         "all": 1,
     }

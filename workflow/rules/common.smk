@@ -1,4 +1,5 @@
 import os
+from math import prod
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -27,7 +28,9 @@ wildcard_constraints:
 DATASET = config["dataset"]
 SOURCE = config["datasets"][DATASET]["source"]
 STRUCTURES = f"results/structures/{DATASET}/structures.parquet"
-PATTERNS = f"results/patterns/{DATASET}/{config['simulate']['engine']}"
+SIMULATED = f"results/patterns/{DATASET}/{config['simulate']['engine']}"
+PATTERNS = f"{SIMULATED}.augmented" if config["augment"]["patterns"] else SIMULATED
+CLEANED = "augmented" if config["augment"]["structures"] else "cleaned"
 
 
 def source_files(dataset):
@@ -45,6 +48,16 @@ for file in source_files(DATASET):
             "folder that its paths start from, or correct the paths under "
             f"datasets.{DATASET} in the configuration"
         )
+
+
+UED_SERIES = os.path.join(
+    os.environ.get("DIFFRACTORY_DATA", ""), config["ued"]["experiment"]["folder"]
+)
+if config["ued"]["experiment"]["source"] == "folder" and not os.path.isdir(UED_SERIES):
+    raise WorkflowError(
+        f"ued.experiment reads the folder {UED_SERIES}, which is not there: set DIFFRACTORY_DATA to "
+        "the folder that its path starts from, or correct ued.experiment.folder"
+    )
 
 
 def simulation_settings():
@@ -85,7 +98,7 @@ def shown_predictions(models, name):
 
 def shown_conditions(name):
     """Return what says how patterns are perturbed, for a table or figure that shows it."""
-    return [f"{PATTERNS}.perturbed.parquet"] if name == "robustness" else []
+    return [f"{SIMULATED}.perturbed.parquet"] if name == "robustness" else []
 
 
 def table_settings(name):
@@ -136,3 +149,79 @@ def training_resources(hardware):
             "cpus_per_task": hardware["threads"],
         }
     return resources
+
+
+def image_settings(images):
+    """Return the settings that decide what the images of a set are; the number of shards does not."""
+    common = {
+        key: value
+        for key, value in UED["images"].items()
+        if key not in ("shards", "counts", "classes", "latent")
+    }
+    return common | {
+        "counts": UED["images"]["counts"][images],
+        "kinds": UED["images"][images],
+    }
+
+
+def clean_images(images, suffix):
+    """Return a file of every shard of a set of images without noise."""
+    shards = UED["images"]["shards"]
+    folder = f"{UED_IMAGES}/{images}.clean"
+    return [f"{folder}/{shard}-of-{shards}{suffix}" for shard in range(shards)]
+
+
+def detector_of_networks():
+    """Return the pixels that networks read, which are those of the detected images."""
+    side = 2 * round(UED["images"]["q_max"] / UED["images"]["q_step"]) + 1
+    bins = prod(step.get("bin", 1) for step in UED["detector"]["steps"])
+    return {
+        "shape": [side // bins, side // bins],
+        "pixel_size": UED["images"]["q_step"] * bins,
+        "beam_stop": UED["detector"]["beam_stop"],
+    }
+
+
+def learnt_images(network, suffix):
+    """Return the image store that a network learns from, or the table beside it."""
+    stores = {"cnn_syn": "classes", "cnn_exp": "experiment", "c_vae": "latent"}
+    return f"{UED_IMAGES}/{stores[network]}{suffix}"
+
+
+def start_of(network):
+    """Return the model that a network's training starts from, if any."""
+    return ["results/models/ued/cnn_syn"] if network == "cnn_exp" else []
+
+
+def kinds_of(network):
+    """Return the kinds of images that a network is about."""
+    return list(UED["images"]["latent" if network == "c_vae" else "classes"])
+
+
+def image_network_settings(network):
+    """Return the settings of a network; what CNNExp is follows from CNNSyn, which it starts from."""
+    architecture = "c_vae" if network == "c_vae" else "cnn_syn"
+    return {
+        "network": UED[architecture]["network"],
+        "training": UED[network]["training"],
+    }
+
+
+def shown_image_networks(shown, name):
+    """Return the model that a table or figure shows the inside of, if any."""
+    return [f"results/models/ued/{shown[name]}"] if name in shown else []
+
+
+def shown_examples(name):
+    """Return the images that a figure shows, if any."""
+    shows = name in UED_FIGURES_WITH_EXAMPLES
+    return ["results/evaluation/ued/examples.parquet"] if shows else []
+
+
+def ued_context():
+    """Return what a table or figure says about its run."""
+    return {
+        "scale": config["scale"],
+        "dataset": "mote2",
+        "source": UED["experiment"]["source"],
+    }

@@ -1,6 +1,6 @@
 rule simulate_patterns:
     input:
-        structures="results/structures/{dataset}/cleaned.parquet",
+        structures=f"results/structures/{{dataset}}/{CLEANED}.parquet",
     output:
         store=temp(
             directory(
@@ -53,3 +53,25 @@ rule collect_patterns:
         seed=config["seed"],
     script:
         "../scripts/collect_patterns.py"
+
+
+rule augment_patterns:
+    input:
+        patterns="results/patterns/{dataset}/{engine}",
+    output:
+        augmented=directory("results/patterns/{dataset}/{engine}.augmented"),
+        draws="results/patterns/{dataset}/{engine}.augmented.parquet",
+        run="results/patterns/{dataset}/{engine}.augmented.run.json",
+    log:
+        "logs/augment_patterns/{dataset}.{engine}.log",
+    conda:
+        "../../envs/augmentation.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    params:
+        steps=config["augment"]["patterns"],
+        seed=config["seed"],
+    script:
+        "../scripts/augment_patterns.py"

@@ -1,23 +1,43 @@
 rule report:
     input:
-        tables=expand("results/tables/symmetry/table_{n}.csv", n=SYMMETRY_TABLES),
-        figures=expand("results/figures/symmetry/figure_{n}.svg", n=SYMMETRY_FIGURES),
+        tables=expand("results/tables/symmetry/table_{n}.csv", n=SYMMETRY_TABLES)
+        + expand("results/tables/ued/table_{n}.csv", n=UED_TABLES),
+        figures=expand("results/figures/symmetry/figure_{n}.svg", n=SYMMETRY_FIGURES)
+        + expand("results/figures/ued/figure_{n}.svg", n=UED_FIGURES),
         records=[
             f"results/structures/{DATASET}/retrieved.run.json",
-            f"results/structures/{DATASET}/cleaned.run.json",
+            *dict.fromkeys(
+                f"results/structures/{DATASET}/{name}.run.json"
+                for name in ("cleaned", CLEANED)
+            ),
             f"results/structures/{DATASET}/structures.run.json",
-            f"{PATTERNS}.simulation.run.json",
-            f"{PATTERNS}.run.json",
-            f"{PATTERNS}.perturbed.run.json",
+            f"{SIMULATED}.simulation.run.json",
+            *dict.fromkeys([f"{SIMULATED}.run.json", f"{PATTERNS}.run.json"]),
+            f"{SIMULATED}.perturbed.run.json",
             "results/evaluation/symmetry/dataset.run.json",
+            *expand("results/structures/mote2/{phase}.run.json", phase=UED_PHASES),
+            *clean_images("classes", ".run.json"),
+            *clean_images("latent", ".run.json"),
+            *expand(f"{UED_IMAGES}/{{store}}.run.json", store=UED_STORES),
+            "results/evaluation/ued/dataset.run.json",
         ],
-        models=expand("results/models/symmetry/{model}", model=SYMMETRY_TRAINED),
+        models=expand("results/models/symmetry/{model}", model=SYMMETRY_TRAINED)
+        + expand("results/models/ued/{model}", model=UED_MODELS),
         evaluations=expand(
             "results/evaluation/symmetry/{model}.run.json", model=SYMMETRY_TRAINED
         )
         + expand(
             "results/evaluation/symmetry/perturbed/{model}.run.json",
             model=SYMMETRY_MODELS,
+        )
+        + expand(
+            "results/evaluation/ued/{model}.run.json",
+            model=[
+                "cnn_syn",
+                "experiment/cnn_syn",
+                "experiment/cnn_exp",
+                "c_vae",
+            ],
         ),
     output:
         report="results/report.html",

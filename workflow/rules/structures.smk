@@ -42,9 +42,33 @@ rule clean_structures:
         "../scripts/clean_structures.py"
 
 
-rule split_structures:
+rule augment_structures:
     input:
         cleaned="results/structures/{dataset}/cleaned.parquet",
+    output:
+        augmented="results/structures/{dataset}/augmented.parquet",
+        rejected="results/structures/{dataset}/augmented.rejected.parquet",
+        run="results/structures/{dataset}/augmented.run.json",
+    log:
+        "logs/augment_structures/{dataset}.log",
+    conda:
+        "../../envs/augmentation.yaml"
+    threads: 16
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 240 * attempt,
+    params:
+        steps=config["augment"]["structures"],
+        calculator=config["augment"]["calculator"],
+        max_rejected_fraction=config["max_rejected_fraction"],
+        seed=config["seed"],
+    script:
+        "../scripts/augment_structures.py"
+
+
+rule split_structures:
+    input:
+        cleaned=f"results/structures/{{dataset}}/{CLEANED}.parquet",
     output:
         structures="results/structures/{dataset}/structures.parquet",
         run="results/structures/{dataset}/structures.run.json",

@@ -164,7 +164,7 @@ rule perturb_patterns:
 use rule evaluate_random_forest as evaluate_perturbed_random_forest with:
     input:
         model="results/models/symmetry/random_forest",
-        patterns=f"{PATTERNS}.perturbed",
+        patterns=f"{SIMULATED}.perturbed",
         structures=STRUCTURES,
     output:
         predictions="results/evaluation/symmetry/perturbed/random_forest.parquet",
@@ -176,7 +176,7 @@ use rule evaluate_random_forest as evaluate_perturbed_random_forest with:
 use rule evaluate_network as evaluate_perturbed_network with:
     input:
         model="results/models/symmetry/{network}",
-        patterns=f"{PATTERNS}.perturbed",
+        patterns=f"{SIMULATED}.perturbed",
         structures=STRUCTURES,
     output:
         predictions="results/evaluation/symmetry/perturbed/{network}.parquet",
