@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from diffractory.store.files import atomic_folder
 
-IMAGES_PER_FILE = 1024
-"""Images are read one by one and stored in files of so many: 70,000 are 69 files."""
+IMAGES_PER_FILE = 256
+"""Images are read one by one and stored in files of so many: 70,000 are 274 files."""
 
 
 def write_images(
@@ -49,6 +49,7 @@ def write_images(
             dtype=dtype,
             chunks=(1, *shape),
             shards=(max(1, min(IMAGES_PER_FILE, count)), *shape),
+            compressors=None,  # of noise there is nothing to gain, and it takes longer than to make
         )
         written = 0
         for whole in _files(blocks):
