@@ -1,4 +1,4 @@
-"""What the symmetry study costs at the published scale, and at 100 times as many structures.
+"""What the studies cost at their published scale, and at 100 times as many structures or images.
 
 Jobs are those of a dry run of config/paper.yaml with the slurm profile. Rates are measured here, on
 one core, or taken from the records of the desk run, per core that it used. Memory is that of stages
@@ -34,13 +34,21 @@ import yaml
 from safetensors.torch import save_file
 from snakemake.utils import update_config
 
+from diffractory.augment.compose import augment_crystal
+from diffractory.augment.crystals import repeat
+from diffractory.augment.images import Image, detect
+from diffractory.augment.mote2 import orthogonal_cell
 from diffractory.evaluation.predictions import evaluate_network, summarize_dataset
 from diffractory.evaluation.symmetry_tables import make_table
+from diffractory.models.c_vae import CVae
 from diffractory.models.ours import Ours
 from diffractory.models.random_forest import Descriptor, HierarchicalForest
+from diffractory.models.wide_resnet import WideResNet
 from diffractory.simulate.crystal import Crystal
+from diffractory.simulate.fourier import Grid, pixel_image
 from diffractory.simulate.stage import one_thread, simulate_material
 from diffractory.store import LATTICE, Patterns, write_patterns
+from diffractory.store.images import IMAGES_PER_FILE
 from diffractory.store.labels import labels_of_split
 from diffractory.store.patterns import CHUNK, CHUNKS_PER_SHARD, PER_SPOT
 from diffractory.store.provenance import sha256
@@ -82,6 +90,9 @@ PREDICTION = 60.0
 """Bytes of a prediction file per pattern, at most, without probabilities of all space groups."""
 WORKER, IMPORTS = 0.1, 0.5
 """GiB of a process that simulates, and of what a stage imports."""
+PHASE_SECONDS, FRAME_SECONDS = 5.0, 1.1
+"""On one core, from records of the default scale: a phase with its phonons, and a frame of the
+experiment with 16 frozen phonons."""
 TREES = 10
 """Trees of a measured forest; cost and memory are proportional to their number."""
 SMALL = 100.0
@@ -92,6 +103,15 @@ update_config(CONFIG, yaml.safe_load((ROOT / "config" / "paper.yaml").read_text(
 SIMULATE, SYMMETRY, SPLIT = (CONFIG[name] for name in ("simulate", "symmetry", "split"))
 CONDITIONS = 1 + sum(len(v) for v in SYMMETRY["robustness"].values() if isinstance(v, list))
 NETWORKS = ("pe_ag_gmoe", "mvof_ml", "ours")
+
+UED = CONFIG["ued"]
+SETS = ("classes", "latent")
+UED_RULES = (
+    "calculate_phonons", "simulate_images", "detect_images", "simulate_experiment",
+    "train_image_network", "evaluate_classifier", "evaluate_experiment", "evaluate_c_vae",
+    "summarize_images", "collect_examples", "tabulate_ued", "plot_ued",
+)  # fmt: skip
+"""Rules of the ultrafast-diffraction study; the others are the symmetry study's, but the report."""
 
 
 class Cost(NamedTuple):
@@ -132,13 +152,14 @@ class Plan(NamedTuple):
     gib: float
 
 
-def dry_run(shards: int) -> Plan:
+def dry_run(shards: int, image_shards: int) -> Plan:
     """Plan config/paper.yaml with so many shards, in a copy of the workflow."""
     with tempfile.TemporaryDirectory() as name:
         for part in ("Snakefile", "workflow", "config", "profiles", "slurm", "envs"):
             copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
             copy(ROOT / part, Path(name, part))
-        Path(name, "load.yaml").write_text(f"simulate: {{shards: {shards}}}\n", encoding="utf-8")
+        load = f"simulate: {{shards: {shards}}}\nued: {{images: {{shards: {image_shards}}}}}\n"
+        Path(name, "load.yaml").write_text(load, encoding="utf-8")
         command = [sys.executable, "-m", "snakemake", "-n", "--profile", "slurm"]
         command += ["--configfile", "config/paper.yaml", "load.yaml"]
         start, peak = time.perf_counter(), 0
@@ -430,6 +451,101 @@ def network_costs(at: Scale, prediction: float) -> list[Row]:
     return rows
 
 
+def measure_images() -> dict[str, float]:
+    """Return seconds on one core of an image of each step of its way, with the paper's settings."""
+    one_thread()
+    torch.set_num_threads(1)
+    images, steps = UED["images"], UED["detector"]["steps"]
+    grid = Grid(images["q_max"], images["q_step"])
+    cell = repeat(orthogonal_cell("2h"), (*images["cells"], 1))
+    crystals = [
+        augment_crystal(cell, [{"vacancies": {"fraction": 0.1}}, *images["every"]], 0, k)[0]
+        for k in range(4)
+    ]
+    how = (grid, images["oversampling"], images["parametrization"])
+    clean = [pixel_image(crystal, *how) for crystal in crystals]
+    seen = [detect(Image(pixels, grid.step), steps, 0, str(k))[0] for k, pixels in enumerate(clean)]
+    side = seen[0].pixels.shape
+    frames, kinds = torch.rand(2, *side), torch.zeros(2, dtype=torch.int64)
+    seconds = {
+        "simulate": mean_seconds(lambda: pixel_image(crystals[0], *how)),
+        "detect": mean_seconds(lambda: detect(Image(clean[0], grid.step), steps, 0, "0")),
+        "pixels": float(np.prod(side)),
+    }
+    for name, network in (
+        ("cnn", WideResNet(side, len(images["classes"]), **UED["cnn_syn"]["network"])),
+        ("c_vae", CVae(**UED["c_vae"]["network"])),
+    ):
+        train = partial(lambda n: n.loss(frames, kinds).backward(), network)
+        seconds[f"train_{name}"] = mean_seconds(train) / len(frames)
+        with torch.inference_mode():
+            predict = partial(lambda n: n.eval()(frames), network)
+            seconds[f"predict_{name}"] = mean_seconds(predict) / len(frames)
+    return seconds
+
+
+def mean_seconds(work: Callable[[], Any]) -> float:
+    """Return the mean time of two calls after a first one."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return float(np.mean(times[1:]))
+
+
+def image_costs(load: int, jobs: Mapping[str, int], m: Mapping[str, float]) -> list[Row]:
+    """Return the stages of the ultrafast-diffraction study with what they cost."""
+    counts = {
+        name: {split: n * len(UED["images"][name]) * load for split, n in splits.items()}
+        for name, splits in UED["images"]["counts"].items()
+    }
+    n_images = sum(sum(counts[name].values()) for name in SETS)
+    frames = 2 * UED["experiment"]["stand_in"]["frames"]
+
+    def row(
+        stage: str,
+        n_jobs: int,
+        n: float,
+        seconds: float,
+        gpu: float | None,
+        size: float,
+        files: int,
+    ) -> Row:
+        count = f"{rounded(n)} images"
+        return Row(stage, n_jobs, count, rounded(1 / seconds), n * seconds / 3600, gpu, size, files)
+
+    files = 2 * math.ceil(n_images / 2 / IMAGES_PER_FILE)
+    pixels, shown = (
+        m["pixels"],
+        ("tabulate_ued", "plot_ued", "summarize_images", "collect_examples"),
+    )
+    pages = sum(jobs[rule] for rule in shown)
+    test = {name: counts[name]["test"] for name in SETS}
+    evaluated = test["classes"] + 2 * frames
+    rows = [
+        row("calculate_phonons", jobs["calculate_phonons"], 2, PHASE_SECONDS, 0, 1e6, 4),
+        row("simulate_images", jobs["simulate_images"], n_images, m["simulate"], 0,
+            4 * pixels * n_images, files + 6),
+        row("detect_images", jobs["detect_images"], n_images, m["detect"], 0,
+            2 * pixels * n_images, files + 6),
+        row("simulate_experiment", 1, frames, FRAME_SECONDS, 0, 2 * pixels * frames, 5),
+    ]  # fmt: skip
+    for name, trained, network in (
+        ("cnn_syn", counts["classes"]["train"], "cnn"),
+        ("cnn_exp", frames // 2, "cnn"),
+        ("c_vae", counts["latent"]["train"], "c_vae"),
+    ):
+        seen = trained * UED[name]["training"]["epochs"]
+        rows.append(row(f"train {name}", 1, seen, m[f"train_{network}"], None, NETWORK, 8))
+    for name, jobs_of, n in (("cnn", 3, evaluated), ("c_vae", 1, test["latent"])):
+        rows.append(
+            row(f"evaluate {name}", jobs_of, n, m[f"predict_{name}"], None, 1e7, 2 * jobs_of)
+        )
+    rows.append(row("tables, figures", pages, pages, TABLE_SECONDS / 4, 0, 1e7, 4 * pages))
+    return rows
+
+
 def total(rows: Sequence[Row], jobs: int) -> Row:
     """Return the sum, without the core hours of what has GPU hours."""
     return Row(
@@ -523,7 +639,13 @@ def main() -> None:
     )
     quick = parser.parse_args().quick
     logging.disable()
-    plans = [dry_run(min(SIMULATE["shards"] * load, MOST_SHARDS)) for load in LOADS]
+    plans = [
+        dry_run(
+            *(min(n * load, MOST_SHARDS) for n in (SIMULATE["shards"], UED["images"]["shards"]))
+        )
+        for load in LOADS
+    ]
+    image_seconds = ProcessPoolExecutor(1, get_context("spawn")).submit(measure_images).result()
     with tempfile.TemporaryDirectory() as name:
         m = measure(Path(name), quick)
     solve, spots = m["simulation"], m["spots"]
@@ -532,14 +654,18 @@ def main() -> None:
     for load, plan in zip(LOADS, plans, strict=True):
         at, shards = Scale(load, spots["mean"]), plan.jobs["simulate_patterns"]
         rows = costs(at, plan.jobs, m)
-        whole = total(rows, plan.jobs.total())
+        of_images = image_costs(load, plan.jobs, image_seconds)
+        image_jobs = sum(plan.jobs[rule] for rule in UED_RULES)
+        whole = total(rows, plan.jobs.total() - image_jobs)
         each = at.patterns * solve["mean"] / shards / CORES
         print(
-            f"\n{load} times {MATERIALS:,} structures: {whole.jobs:,} jobs, planned in "
-            f"{plan.seconds:.1f} s and {plan.gib:.2f} GiB; {shards} shards of {rounded(each)} s "
-            f"on {CORES} cores\n"
+            f"\n{plan.jobs.total():,} jobs in all, planned in {plan.seconds:.1f} s and "
+            f"{plan.gib:.2f} GiB\n\n{load} times {MATERIALS:,} structures: {whole.jobs:,} jobs; "
+            f"{shards} shards of {rounded(each)} s on {CORES} cores\n"
         )
         print_costs(rows, whole)
+        print(f"\nThe images of the ultrafast-diffraction study, {load} times\n")
+        print_costs(of_images, total(of_images, image_jobs))
         needs.append(memory(at, shards, m))
         planned = {"dry_run_seconds": plan.seconds, "dry_run_gib": plan.gib, "shard_seconds": each}
         sums = {name: getattr(whole, name) for name in ("core_hours", "gpu_hours", "size")}

@@ -4,6 +4,8 @@ import csv
 
 import numpy as np
 import pandas as pd
+import yaml
+from projects import ROOT
 from pymatgen.core import Lattice, Structure
 
 SMALL = {
@@ -22,6 +24,7 @@ SMALL = {
         "mvof_ml": {"training": {"epochs": 1, "patterns_per_epoch": 64}},
         "ours": {"training": {"epochs": 1, "patterns_per_epoch": 640}},
     },
+    "ued": yaml.safe_load((ROOT / "config/ci.yaml").read_text())["ued"],
 }
 HALITE = Structure.from_spacegroup(
     "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [(0, 0, 0), (0.5, 0.5, 0.5)]

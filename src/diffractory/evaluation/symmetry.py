@@ -1,17 +1,16 @@
 """Predictions of the symmetry study: of single patterns, and of the patterns of a material."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from diffractory.evaluation.fusion import fuse_opinions
 from diffractory.evaluation.metrics import random_ranks, vote
-from diffractory.evaluation.tables import listed
+from diffractory.evaluation.tables import listed, read_columns
 from diffractory.models.pooling import log_probability, pool
 from diffractory.store import CRYSTAL_SYSTEMS, InputError
 
@@ -227,31 +226,6 @@ def _pooling(
     if "log_probability_space_groups" in table:
         return np.stack(table["log_probability_space_groups"].to_list()), weight, power
     return log_probability(probability), weight, power
-
-
-def check_name(name: str, known: Collection[str], kind: str) -> None:
-    """Raise InputError if this study has no table or figure of this name."""
-    if name not in known:
-        has = listed(list(known))
-        raise InputError(f"there is no {kind} {name} of the {STUDY} study; it has {has}")
-
-
-def read_columns(path: Path, columns: list[str], optional: Collection[str] = ()) -> pd.DataFrame:
-    """Read columns, and those of the optional ones that are there.
-
-    Raises
-    ------
-    InputError
-        If a column is missing or has gaps.
-    """
-    try:
-        columns = columns + [name for name in pq.read_schema(path).names if name in optional]
-        table = pd.read_parquet(path, columns=columns)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is not a table with {listed(columns)}: {error}") from error
-    if incomplete := [name for name in columns if table[name].isna().any()]:
-        raise InputError(f"{path} has rows without {incomplete[0]}: make it again")
-    return table
 
 
 def _systems(path: Path, names: "pd.Series[str]") -> NDArray[np.int64]:

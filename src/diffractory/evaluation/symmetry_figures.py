@@ -28,13 +28,12 @@ from diffractory.evaluation.symmetry import (
     STUDY,
     Outcome,
     aggregated_how,
-    check_name,
     read_dataset,
     read_predictions,
 )
 from diffractory.evaluation.symmetry_curves import absent, calibration_figure, zone_axes_figure
 from diffractory.evaluation.symmetry_robustness import robustness_figure
-from diffractory.evaluation.tables import listed
+from diffractory.evaluation.tables import check_name, listed
 from diffractory.store import CRYSTAL_SYSTEMS, InputError, recorded
 
 ARCHITECTURE = {
@@ -107,7 +106,7 @@ def make_figure(
         If an input is not of the form described, the study has no such figure, or no model ran
         that the figure could show.
     """
-    check_name(name, FIGURES, "figure")
+    check_name(name, FIGURES, "figure", STUDY)
     used = {model: predictions[model] for model in FIGURES[name] if model in predictions}
     if FIGURES[name] and not used:
         raise InputError(

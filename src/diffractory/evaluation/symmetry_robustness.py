@@ -12,9 +12,9 @@ from diffractory.augment import UNPERTURBED
 from diffractory.evaluation.drawing import Drawing
 from diffractory.evaluation.metrics import wilson_interval
 from diffractory.evaluation.style import MUTED, WIDTH
-from diffractory.evaluation.symmetry import MODELS, read_columns
+from diffractory.evaluation.symmetry import MODELS
 from diffractory.evaluation.symmetry_curves import LOOKS, absent
-from diffractory.evaluation.tables import listed
+from diffractory.evaluation.tables import listed, read_columns
 from diffractory.store import InputError
 
 

@@ -18,7 +18,6 @@ from diffractory.evaluation.symmetry import (
     SPACE_GROUP_MODELS,
     STUDY,
     Outcome,
-    check_name,
     read_dataset,
     read_predictions,
 )
@@ -38,7 +37,7 @@ from diffractory.evaluation.symmetry_own_tables import (
     prototypes_table,
     robustness_table,
 )
-from diffractory.evaluation.tables import NOT_RUN, Table, provenance_note, write_table
+from diffractory.evaluation.tables import NOT_RUN, Table, check_name, provenance_note, write_table
 from diffractory.store import CRYSTAL_SYSTEMS, InputError, recorded
 
 TABLES: dict[str, tuple[str, ...]] = {
@@ -125,7 +124,7 @@ def make_table(
     InputError
         If an input is not of the form described, or the study has no such table.
     """
-    check_name(name, TABLES, "table")
+    check_name(name, TABLES, "table", STUDY)
     names = _printed_names(name, context)
     used = {model: predictions[model] for model in names if model in predictions}
     inputs = [dataset, *used.values(), *filter(None, [hparams, conditions])]

@@ -1,10 +1,11 @@
 """The form of every table: one line per number, beside the published one, and what it rests on."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from diffractory.store import InputError, atomic_file, write_text
 
@@ -161,6 +162,31 @@ def provenance_note(cells: pd.DataFrame) -> str:
     data = f"Dataset {joined('dataset')}, scale {joined('scale')}, seed {joined('seed')}."
     found = stand_ins(cells)
     return f"{data} Stand-ins: {'; '.join(found)}." if found else data
+
+
+def check_name(name: str, known: Collection[str], kind: str, study: str) -> None:
+    """Raise InputError if a study has no table or figure of this name."""
+    if name not in known:
+        has = listed(list(known))
+        raise InputError(f"there is no {kind} {name} of the {study} study; it has {has}")
+
+
+def read_columns(path: Path, columns: list[str], optional: Collection[str] = ()) -> pd.DataFrame:
+    """Read columns, and those of the optional ones that are there.
+
+    Raises
+    ------
+    InputError
+        If a column is missing or has gaps.
+    """
+    try:
+        columns = columns + [name for name in pq.read_schema(path).names if name in optional]
+        table = pd.read_parquet(path, columns=columns)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a table with {listed(columns)}: {error}") from error
+    if incomplete := [name for name in columns if table[name].isna().any()]:
+        raise InputError(f"{path} has rows without {incomplete[0]}: make it again")
+    return table
 
 
 def listed(names: Sequence[str]) -> str:

@@ -1,7 +1,6 @@
 """Evaluations of the ultrafast-diffraction study: what the files hold, and scores from them."""
 
 import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +11,7 @@ from scipy.stats import binom, rankdata
 
 from diffractory.evaluation.metrics import Z_95, confusion_matrix
 from diffractory.evaluation.published import published_values
-from diffractory.evaluation.symmetry import read_columns
-from diffractory.evaluation.tables import listed
+from diffractory.evaluation.tables import listed, read_columns
 from diffractory.store import InputError
 
 STUDY = "ued"
@@ -104,13 +102,6 @@ class Example(NamedTuple):
     time: float
     pixel_size: float
     image: NDArray[np.float64]
-
-
-def check_name(name: str, known: Collection[str], kind: str) -> None:
-    """Raise InputError if this study has no table or figure of this name."""
-    if name not in known:
-        has = listed(list(known))
-        raise InputError(f"there is no {kind} {name} of the {STUDY} study; it has {has}")
 
 
 def kind_name(kind: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from diffractory.evaluation.symmetry import read_columns
+from diffractory.evaluation.tables import read_columns
 from diffractory.store import InputError, recorded, write_parquet
 from diffractory.store.images import ImageReader
 

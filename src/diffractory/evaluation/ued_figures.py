@@ -14,14 +14,14 @@ from diffractory.evaluation.architecture import architecture_figure
 from diffractory.evaluation.drawing import Drawing, write_drawing
 from diffractory.evaluation.metrics import row_normalized
 from diffractory.evaluation.style import INK, MUTED, WIDTH, figure_style
-from diffractory.evaluation.tables import listed
+from diffractory.evaluation.tables import check_name, listed
 from diffractory.evaluation.ued import (
     CLASSES,
     IMPOSSIBLE,
     MODELS,
     STAND_IN,
+    STUDY,
     Example,
-    check_name,
     published_confusion,
     read_confusion,
     read_examples,
@@ -102,7 +102,7 @@ def make_figure(
         If an input is not of the form described, the study has no such figure, or no model ran
         that the figure could show.
     """
-    check_name(name, FIGURES, "figure")
+    check_name(name, FIGURES, "figure", STUDY)
     models = [Path(file).name for file in FIGURES[name]]
     used = {model: predictions[model] for model in models if model in predictions}
     inputs = [*used.values(), *filter(None, [examples, architecture, hparams])]

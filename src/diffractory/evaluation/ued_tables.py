@@ -9,7 +9,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from diffractory.evaluation.symmetry_cells import share
-from diffractory.evaluation.tables import NOT_RUN, Table, listed, provenance_note, write_table
+from diffractory.evaluation.tables import (
+    NOT_RUN,
+    Table,
+    check_name,
+    listed,
+    provenance_note,
+    write_table,
+)
 from diffractory.evaluation.ued import (
     CLASSES,
     EXCITED,
@@ -19,7 +26,6 @@ from diffractory.evaluation.ued import (
     STAND_IN,
     STUDY,
     Latent,
-    check_name,
     class_changes,
     count_images,
     kind_name,
@@ -105,7 +111,7 @@ def make_table(
     InputError
         If an input is not of the form described, or the study has no such table.
     """
-    check_name(name, TABLES, "table")
+    check_name(name, TABLES, "table", STUDY)
     models = [Path(file).name for file in TABLES[name]]
     used = {model: predictions[model] for model in models if model in predictions}
     inputs = [dataset, *used.values(), *filter(None, [hparams])]

@@ -35,8 +35,8 @@ from diffractory.errors import InputError
 from diffractory.store.files import write_text
 
 PACKAGES = (
-    "matplotlib", "numba", "numpy", "pandas", "pyarrow", "pymatgen", "pytorch-lightning",
-    "scikit-learn", "scipy", "spglib", "torch", "zarr",
+    "abTEM", "ase", "chgnet", "finufft", "matplotlib", "numba", "numpy", "pandas", "phonopy",
+    "pyarrow", "pymatgen", "pytorch-lightning", "scikit-learn", "scipy", "spglib", "torch", "zarr",
 )  # fmt: skip
 """Packages whose versions can change a result."""
 
