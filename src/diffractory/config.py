@@ -99,6 +99,25 @@ def validate(config: Mapping[str, Any], schema: Path, defaults: Path) -> None:
         raise InputError(f"config key dataset names {config['dataset']!r}, unknown: {hint}")
 
 
+def in_order(config: Mapping[str, Any], defaults: Path) -> dict[str, Any]:
+    """Return a configuration with its keys in the order of the default one, others after them.
+
+    Snakemake takes the order of keys for a part of a rule's parameters; so do lists of classes.
+    """
+    ordered: dict[str, Any] = _in_order(
+        config, yaml.safe_load(defaults.read_text(encoding="utf-8"))
+    )
+    return ordered
+
+
+def _in_order(config: Any, defaults: Any) -> Any:
+    if not isinstance(config, Mapping):
+        return config
+    known = defaults if isinstance(defaults, Mapping) else {}
+    keys = [key for key in known if key in config] + sorted(set(config) - set(known))
+    return {key: _in_order(config[key], known.get(key)) for key in keys}
+
+
 def local_paths(settings: Mapping[str, Any]) -> list[str]:
     """Return the local files or folders that an entry of ``datasets`` is read from."""
     return [path for path in settings.get("paths", [settings.get("path")]) if path]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffractory.config import validate
+from diffractory.config import in_order, validate
 from diffractory.errors import InputError
 from diffractory.simulate.crystal import SYMBOLS
 
@@ -152,3 +152,15 @@ def test_bad_ablation_is_refused_by_name(name, ablation, sentence):
 def test_ablation_replaces_some_keys():
     ablation = {"of": "pe_ag_gmoe", "network": {"edge_rule": "top_k", "edge_threshold": 8}}
     validate(changed("symmetry.ablations", {"few_edges": ablation}), SCHEMA, DEFAULTS)
+
+
+def test_order_of_keys_is_that_of_the_defaults(tmp_path):
+    defaults = tmp_path / "config.yaml"
+    defaults.write_text("b: {y: 1, x: 2}\na: [3]\nc: 4\n")
+    config = {"z": {"q": 1, "p": 2}, "a": [{"n": 1, "m": 2}], "b": {"w": 0, "x": 5, "y": 6}}
+    ordered = in_order(config, defaults)
+    assert ordered == config
+    assert list(ordered) == ["b", "a", "z"]
+    assert list(ordered["b"]) == ["y", "x", "w"]
+    assert list(ordered["z"]) == ["p", "q"]
+    assert list(ordered["a"][0]) == ["n", "m"]

@@ -135,6 +135,14 @@ def test_nothing_to_do_after_a_full_run(finished):
     assert finished.planned(*CI) == {}
 
 
+def test_another_order_of_keys_reruns_nothing(rerun):
+    path = rerun.folder / "config/ci.yaml"
+    before = path.read_text()
+    edit(rerun, ("scale", "ci"))
+    assert path.read_text() != before
+    assert rerun.planned(*CI) == {}
+
+
 def test_editing_the_forest_reruns_that_model_alone(rerun):
     edit(rerun, ("symmetry.random_forest.n_estimators", 21))
     assert rerun.planned(*CI) == {

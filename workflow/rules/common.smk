@@ -4,17 +4,21 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from diffractory.config import local_paths, validate
+from diffractory.config import in_order, local_paths, validate
 from diffractory.errors import InputError
 
+DEFAULTS = Path(workflow.basedir, "config/config.yaml")
 try:
     validate(
         config,
         schema=Path(workflow.basedir, "workflow/schemas/config.schema.yaml"),
-        defaults=Path(workflow.basedir, "config/config.yaml"),
+        defaults=DEFAULTS,
     )
 except InputError as error:
     raise WorkflowError(str(error)) from None
+ordered = in_order(config, DEFAULTS)
+config.clear()
+config.update(ordered)
 
 
 wildcard_constraints:
