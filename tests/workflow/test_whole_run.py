@@ -240,7 +240,7 @@ def test_editing_a_class_reruns_its_set_of_images_alone(rerun):
 
 
 def test_editing_a_classifier_reruns_it_and_what_starts_from_it(rerun):
-    edit(rerun, ("ued.cnn_syn.training.learning_rate", 0.003))
+    edit(rerun, ("ued.cnn_syn.training.learning_rate", 0.004))
     assert rerun.planned(*CI) == {
         "train_image_network": 2,
         "evaluate_classifier": 1,
