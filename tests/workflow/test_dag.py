@@ -62,12 +62,14 @@ def test_augmentation_of_any_data_set_is_a_stage_of_its_own(project):
 
 
 def test_own_series_is_read_in_place_of_the_stand_in(project):
+    data = str(project.folder / "data")
     path = project.write_config("series", {"ued": {"experiment": {"source": "folder"}}})
-    missing = project.snakemake("-n", "--configfile", path)
+    missing = project.snakemake("-n", "--configfile", path, DIFFRACTORY_DATA=data)
     assert missing.returncode != 0
-    assert "reads the folder ued_series, which is not there" in missing.stdout + missing.stderr
-    (project.folder / "ued_series").mkdir()
-    planned = project.planned("--configfile", path)
+    expected = f"reads the folder {data}/ued_series, which is not there: set DIFFRACTORY_DATA"
+    assert expected in missing.stdout + missing.stderr
+    (project.folder / "data/ued_series").mkdir(parents=True)
+    planned = project.planned("--configfile", path, DIFFRACTORY_DATA=data)
     assert planned["read_experiment"] == 1
     assert "simulate_experiment" not in planned
 
