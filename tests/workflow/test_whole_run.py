@@ -279,9 +279,10 @@ def test_second_run_with_other_shards_and_cores_gives_equal_bytes(finished, tmp_
 def test_killed_run_is_finished_by_the_next(finished, tmp_path):
     """Kill all in the second of two shards: the next run makes that, and ends with equal bytes."""
     project = copy_project(tmp_path)
+    tables = [f"results/tables/symmetry/table_{n}.csv" for n in TABLES]
     logs = project.folder / "logs/simulate_patterns"
     process = subprocess.Popen(
-        [sys.executable, "-m", "snakemake", "--cores", "2", *CI],
+        [sys.executable, "-m", "snakemake", "--cores", "2", *tables, *CI],
         cwd=project.folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -296,12 +297,14 @@ def test_killed_run_is_finished_by_the_next(finished, tmp_path):
     process.wait()
     unlocked = project.snakemake("--unlock", *CI)
     assert unlocked.returncode == 0, unlocked.stderr
-    planned = project.planned(*CI)
+    planned = project.planned(*tables, *CI)
     assert "clean_structures" not in planned
     assert planned["simulate_patterns"] == 1
-    result = project.snakemake(*CI)
+    result = project.snakemake(*tables, *CI)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert products(tmp_path) == products(finished.folder)
+    expected, found = products(finished.folder), products(tmp_path)
+    assert set(tables) <= {f"results/{name}" for name in found}
+    assert found == {name: expected[name] for name in found}
 
 
 def test_second_snakemake_in_one_folder_is_refused(project):
