@@ -46,8 +46,8 @@ from diffractory.models.random_forest import Descriptor, HierarchicalForest
 from diffractory.models.wide_resnet import WideResNet
 from diffractory.simulate.crystal import Crystal
 from diffractory.simulate.fourier import Grid, pixel_image
-from diffractory.simulate.stage import one_thread, simulate_material
-from diffractory.store import LATTICE, Patterns, write_patterns
+from diffractory.simulate.stage import simulate_material
+from diffractory.store import LATTICE, Patterns, one_thread, write_patterns
 from diffractory.store.images import IMAGES_PER_FILE
 from diffractory.store.labels import labels_of_split
 from diffractory.store.patterns import CHUNK, CHUNKS_PER_SHARD, PER_SPOT

@@ -22,7 +22,6 @@ import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from diffractory.augment.compose import augment_crystal
 from diffractory.augment.crystals import repeat
@@ -31,6 +30,7 @@ from diffractory.augment.mote2 import orthogonal_cell
 from diffractory.simulate.crystal import Crystal, mean_square_displacement
 from diffractory.simulate.fourier import Grid, fourier_image, pixel_image
 from diffractory.simulate.scattering import scattering_factor
+from diffractory.store import one_thread
 
 CORES = min(4, numba.get_num_threads())
 GRID = Grid(1.3, 0.01)
@@ -69,11 +69,6 @@ def atom_loop(atoms: Crystal, first: int | None = None) -> NDArray[np.float64]:
         phase = np.exp(-2j * np.pi * (qx * x + qy * y))
         amplitude += factors[z] * phase * np.exp(-B / 4 * squared)
     return np.abs(amplitude) ** 2
-
-
-def one_thread() -> None:
-    """Keep a process to one thread."""
-    threadpool_limits(1)
 
 
 def seconds_each(pool: ProcessPoolExecutor, call: Callable[[Any], Any], items: list[Any]) -> float:

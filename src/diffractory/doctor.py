@@ -42,6 +42,9 @@ QUEUE_TIME = 30
 
 SLURM_PROFILE = "profiles/slurm/config.yaml"
 
+DEVICES = "simulate.device, ued.images.device and hardware.device of symmetry and ued"
+"""Keys of the configuration that name what is computed on."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -170,17 +173,18 @@ def gpus(config: Mapping[str, Any]) -> Finding:
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         names = ", ".join(f"{d.name} with {d.total_memory / 2**30:.0f} GiB" for d in devices)
-        advice = "symmetry.hardware.device and simulate.device may be cuda"
-        return Finding("ok", "GPU", f"torch {torch.__version__} with {names}", advice)
+        found = f"torch {torch.__version__} with {names}"
+        return Finding("ok", "GPU", found, f"{DEVICES} may be cuda")
     wanted = config and "cuda" in {
-        config["symmetry"]["hardware"]["device"],
         config["simulate"]["device"],
+        config["ued"]["images"]["device"],
+        *(config[study]["hardware"]["device"] for study in ("symmetry", "ued")),
     }
     return Finding(
         "warning" if wanted else "ok",
         "GPU",
         f"torch {torch.__version__}, no GPU",
-        "set symmetry.hardware.device and simulate.device to cpu",
+        f"set {DEVICES} to cpu",
     )
 
 
@@ -191,10 +195,11 @@ def processors(config: Mapping[str, Any]) -> Finding:
     found = f"{cores} cores, {memory:.0f} GiB of memory"
     if config:
         # of a simulation and of a training, which may run side by side
-        buffers = config["simulate"]["memory"] + config["symmetry"]["hardware"]["data_memory"]
+        held = max(config[study]["hardware"]["data_memory"] for study in ("symmetry", "ued"))
+        buffers = config["simulate"]["memory"] + held
         if memory < buffers:
             found += f", but jobs may fill {buffers:g} GiB"
-            advice = "lower simulate.memory and symmetry.hardware.data_memory"
+            advice = "lower simulate.memory and data_memory of symmetry.hardware and ued.hardware"
             return Finding("warning", "processors", found, advice)
     return Finding("ok", "processors", found)
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from diffractory.augment.images import Image, detect, without_noise
 from diffractory.store import (
     InputError,
+    one_thread,
     recorded,
     track,
     worker_pool,
@@ -99,12 +99,8 @@ def _detected(
             tasks.append((path, start, tuple(names[before + start : before + stop])))
         before += count
     work = partial(_detect_chunk, settings=dict(settings), seed=seed)
-    with worker_pool(threads, __name__, _one_thread, "use fewer threads.") as pool:
+    with worker_pool(threads, __name__, one_thread, "use fewer threads.") as pool:
         yield from pool.map(work, tasks)
-
-
-def _one_thread() -> None:
-    threadpool_limits(1)
 
 
 def _detect_chunk(

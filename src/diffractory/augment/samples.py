@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from diffractory.augment.compose import Context, augment_crystal
 from diffractory.augment.crystals import repeat
@@ -19,7 +18,15 @@ from diffractory.augment.mote2 import ORTHOGONAL
 from diffractory.augment.phonons import cell_of, read_phonons
 from diffractory.simulate.crystal import Crystal, mean_square_displacement
 from diffractory.simulate.fourier import Grid, pixel_image
-from diffractory.store import claimed, generator, recorded, track, worker_pool, write_parquet
+from diffractory.store import (
+    claimed,
+    generator,
+    one_thread,
+    recorded,
+    track,
+    worker_pool,
+    write_parquet,
+)
 from diffractory.store.images import write_images
 
 REFERENCE = "2h"
@@ -121,16 +128,12 @@ def _images(
     rows = list(zip(table["sample"], table["kind"], strict=True))
     common = (tuple(phonons.items()), settings, seed)
     advice = "use fewer threads."
-    with worker_pool(threads, __name__, _one_thread, advice) as pool:
+    with worker_pool(threads, __name__, one_thread, advice) as pool:
         if settings["device"] == "cpu":
             yield pool.map(partial(_make_image, common=common), rows, chunksize=CHUNK)
         else:
             made = pool.map(partial(_make_parts, common=common), rows, chunksize=CHUNK)
             yield ((_summed(parts, settings), drawn) for parts, drawn in made)
-
-
-def _one_thread() -> None:
-    threadpool_limits(1)
 
 
 Common = tuple[tuple[tuple[str, Path], ...], Mapping[str, Any], int]

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from ase.calculators.calculator import Calculator
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from diffractory.augment import calculators
 from diffractory.augment.compose import Context, augment_crystal, parsed
@@ -19,6 +18,7 @@ from diffractory.augment.spot_steps import augment_spots, check_steps, material_
 from diffractory.simulate.crystal import Crystal
 from diffractory.store import (
     InputError,
+    one_thread,
     read_material_ids,
     read_patterns,
     recorded,
@@ -87,7 +87,7 @@ def augment_structures(
         table = pd.read_parquet(cleaned)
         work = partial(_augment, steps=steps, calculator_name=calculator, seed=seed)
         advice = "use fewer threads, or smaller supercells."
-        with worker_pool(threads, __name__, _one_thread, advice) as pool:
+        with worker_pool(threads, __name__, one_thread, advice) as pool:
             columns = [table[name] for name in ("material_id", "structure", "laue_rotations")]
             made = pool.map(work, *columns, chunksize=CHUNK)
             results = list(track(made, "Augmenting", len(table), "structures"))
@@ -146,10 +146,6 @@ def _of_supercell(laue: NDArray[np.int64], repeats: NDArray[np.int64]) -> NDArra
 def _calculator(name: str) -> Calculator:
     """Return the calculator of this process."""
     return calculators.calculator(name)
-
-
-def _one_thread() -> None:
-    threadpool_limits(1)
 
 
 def augment_patterns(

@@ -171,8 +171,8 @@ def _figure_2(path: Path | None) -> Drawing:
     caption = (
         f"One test image of each class. a: as detected. {IMAGE_NOTE} b: difference to the "
         "noise-free image of pristine 2H at rest. Red: increase, blue: decrease, each divided by "
-        "its own greatest value, as CNNSyn reads them, and drawn by the square root; white: no "
-        "change. Data: greatest values, in units of the mean outside of the beam stop."
+        "its own greatest value and drawn by the square root; white: no change. Data: greatest "
+        "values, in units of the mean outside of the beam stop."
     )
     return Drawing(figure, "Images by class, and what differs", caption, pd.DataFrame(data))
 

@@ -14,8 +14,14 @@ import pandas as pd
 from diffractory.experiment.geometry import Geometry, Grid
 from diffractory.experiment.series import read_series
 from diffractory.experiment.stand_in import frames, reference_image, simulate_frame
-from diffractory.simulate.stage import one_thread
-from diffractory.store import InputError, recorded, track, worker_pool, write_parquet
+from diffractory.store import (
+    InputError,
+    one_thread,
+    recorded,
+    track,
+    worker_pool,
+    write_parquet,
+)
 from diffractory.store.images import write_images
 
 COLUMNS = ["sample", "kind", "split", "drawn", "time", "scan"]

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from diffractory.simulate.beams import Beams, select_beams
 from diffractory.simulate.bloch import bloch_intensities
@@ -34,6 +33,7 @@ from diffractory.store import (
     Patterns,
     claimed,
     generator,
+    one_thread,
     recorded,
     track,
     worker_pool,
@@ -164,12 +164,6 @@ def _patterns(
         thickness=np.repeat(thicknesses, n).astype(np.float32),
         energy=np.full(len(counts), beams.energy, dtype=np.float32),
     )
-
-
-def one_thread() -> None:
-    """Keep a worker process to one thread: the processes share the cores."""
-    numba.set_num_threads(1)
-    threadpool_limits(1)
 
 
 def simulate_patterns(

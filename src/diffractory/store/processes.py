@@ -47,6 +47,16 @@ def worker_pool(
         ) from error
 
 
+def one_thread() -> None:
+    """Keep a worker process to one thread: the processes share the cores."""
+    # Here, as stages import this module that need neither.
+    import numba
+    from threadpoolctl import threadpool_limits
+
+    numba.set_num_threads(1)
+    threadpool_limits(1)
+
+
 def _start(prepare: Callable[[], None]) -> None:
     """Prepare a process, and let it end with the one that started it, even if that is killed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
