@@ -20,7 +20,7 @@ import yaml
 
 from diffractory.models.spot_lists import SpotListNetwork
 from diffractory.store import CRYSTAL_SYSTEMS, Patterns, write_patterns
-from diffractory.training.networks import NETWORKS, predict
+from diffractory.training.spot_networks import NETWORKS, predict
 from diffractory.training.spots import Batch, SpotBatches, varied
 
 SYMMETRY = yaml.safe_load((Path(__file__).parents[1] / "config" / "config.yaml").read_text())[

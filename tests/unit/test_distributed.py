@@ -21,8 +21,8 @@ from safetensors.numpy import load_file
 from diffractory.store import InputError
 from diffractory.training import launch
 from diffractory.training.fit import epochs_so_far
-from diffractory.training.networks import NETWORKS
-from diffractory.training.networks import SpotTraining as Training
+from diffractory.training.spot_networks import NETWORKS
+from diffractory.training.spot_training import SpotTraining as Training
 from diffractory.training.spots import SpotBatches
 
 ONE = t.HARDWARE | {"threads": 1}

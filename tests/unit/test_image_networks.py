@@ -15,16 +15,11 @@ from safetensors.numpy import load_file
 from diffractory.evaluation.image_predictions import evaluate_c_vae, evaluate_classifier
 from diffractory.models.c_vae import distance_to_line
 from diffractory.store import InputError
-from diffractory.store.images import write_images
-from diffractory.training import images as training
+from diffractory.store.images import ImageReader, write_images
 from diffractory.training.fit import ended, epochs_so_far
-from diffractory.training.images import (
-    ImageBatches,
-    half_turned,
-    load_image_network,
-    read_samples,
-    train_image_network,
-)
+from diffractory.training.image_networks import load_image_network
+from diffractory.training.image_training import ImageTraining, train_image_network
+from diffractory.training.images import ImageBatches, half_turned, read_samples
 
 HARDWARE = {
     "device": "cpu",
@@ -146,7 +141,7 @@ def test_predictions_are_those_of_the_network_image_by_image(data, trained, tmp_
     samples = read_samples(*inputs_of(data), ["validation", "test"])
     assert table["sample"].tolist() == samples["sample"].tolist()
     network, hparams = load_image_network(trained)
-    reader = training.ImageReader(data / "images")
+    reader = ImageReader(data / "images")
     for row in (0, 17, 34):
         image = torch.from_numpy(reader.read(samples["pattern"].to_numpy()[[row]]))
         with torch.inference_mode():
@@ -177,7 +172,7 @@ def test_the_model_folder_says_all_that_inference_needs(data, trained):
     assert hparams["image_shape"] == [SIZE, SIZE]
     assert (hparams["pixel_size"], hparams["beam_stop"]) == (0.1, 0.15)
     network, _ = load_image_network(trained)
-    reference = training.ImageReader(data / "images").reference
+    reference = ImageReader(data / "images").reference
     assert np.array_equal(network.reference.numpy(), reference)
     blocks = {b["name"]: b for b in json.loads((trained / "architecture.json").read_text())}
     assert blocks["stem"]["inputs"] == [[2, SIZE, SIZE]]
@@ -191,7 +186,7 @@ def test_the_model_folder_says_all_that_inference_needs(data, trained):
 
 def test_the_autoencoder_knows_the_mean_vectors_of_both_phases(data, autoencoder, tmp_path):
     network, hparams = load_image_network(autoencoder)
-    reader = training.ImageReader(data / "images")
+    reader = ImageReader(data / "images")
     samples = read_samples(*inputs_of(data), ["train"])
     for end, kind in enumerate(["2h", "1t"]):
         patterns = samples.loc[samples["kind"] == kind, "pattern"].to_numpy()
@@ -300,7 +295,7 @@ def test_each_pass_has_every_image_once_in_an_order_of_its_own(data):
     assert sorted(order[0]) == sorted(order[1]) == samples["pattern"].tolist()
     assert order[0] != order[1]
     kinds = samples.set_index("pattern")["kind"]
-    stored = training.ImageReader(data / "images").read(np.arange(84))
+    stored = ImageReader(data / "images").read(np.arange(84))
     for batch in passes[1]:
         assert [CLASSES[k] for k in batch.kind] == kinds[batch.pattern.tolist()].tolist()
         assert np.array_equal(batch.images.numpy(), stored[batch.pattern])
@@ -331,7 +326,7 @@ def test_about_half_of_the_images_are_turned_by_180_degrees():
 def test_transfer_starts_from_given_weights_and_keeps_the_reference_of_the_store(trained, tmp_path):
     """At a learning rate of 0 the weights stay what they were, but for running statistics."""
     other = write_data(tmp_path, seed=5)
-    store = training.ImageReader(other / "images")
+    store = ImageReader(other / "images")
     blocks = [store.read(np.arange(84))]
     attributes = {"pixel_size": 0.1, "beam_stop": 0.15}
     write_images(tmp_path / "images2", 84, blocks, store.reference * 2, attributes, np.float16)
@@ -414,7 +409,7 @@ def test_optimizers():
     network = torch.nn.Linear(1, 1)
 
     def made(**how):
-        shell = training.ImageTraining(network, TRAINING | how, 1, 1, pd.Series(), Path())
+        shell = ImageTraining(network, TRAINING | how, 1, 1, pd.Series(), Path())
         return shell.configure_optimizers()
 
     assert isinstance(made(), torch.optim.AdamW)

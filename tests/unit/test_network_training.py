@@ -17,9 +17,11 @@ import torch
 from diffractory.evaluation.predictions import evaluate_network
 from diffractory.store import CRYSTAL_SYSTEMS, LATTICE, InputError, Patterns, write_patterns
 from diffractory.store.labels import labels_of_split
-from diffractory.training import fit, networks
-from diffractory.training.fit import check_device, epochs_so_far, read_checkpoint
-from diffractory.training.networks import architecture, load_network, train_network
+from diffractory.training import fit, spot_training
+from diffractory.training.batches import check_device
+from diffractory.training.fit import epochs_so_far, read_checkpoint
+from diffractory.training.spot_networks import NETWORKS, load_network
+from diffractory.training.spot_training import architecture, train_network
 from diffractory.training.spots import SpotBatches, varied
 
 HARDWARE = {
@@ -234,7 +236,7 @@ def test_the_model_is_that_of_the_best_epoch(data, tmp_path):
     network, max_spots = load_network(model)
     batches = SpotBatches(
         data / "patterns",
-        networks.labels_of_split(data / "patterns", data / "structures.parquet", "validation")[::2],
+        labels_of_split(data / "patterns", data / "structures.parquet", "validation")[::2],
         8, max_spots, 1, shuffle=False, in_memory=True,
     )  # fmt: skip
     right = total = 0
@@ -334,11 +336,11 @@ def test_a_training_killed_after_its_last_epoch_only_writes_the_model(
     how = {"patience": patience, "epochs": 6, "learning_rate": 0.05, "schedule": "constant"}
     whole = train(data, tmp_path / "whole", **how)
     with monkeypatch.context() as patch:
-        patch.setattr(networks, "architecture", stop_before_the_model)
+        patch.setattr(spot_training, "architecture", stop_before_the_model)
         with pytest.raises(KeyboardInterrupt):
             train(data, tmp_path, **how)
     assert not (tmp_path / "pe_ag_gmoe").exists()
-    monkeypatch.delattr(networks, "train_epochs")
+    monkeypatch.delattr(spot_training, "train_epochs")
     assert contents(train(data, tmp_path, **how)) == contents(whole)
     assert (len(pd.read_csv(whole / "metrics.csv")) == 6) == (patience == 9)
 
@@ -444,7 +446,7 @@ def test_predictions_of_a_network(data, tmp_path, name):
     assert ("pool_weight" in table) == (name == "ours")
     assert json.loads(run.read_text())["facts"]["test_patterns"] == 40
     network, max_spots = load_network(model)
-    labels = networks.labels_of_split(*inputs, "test")[7:8]
+    labels = labels_of_split(*inputs, "test")[7:8]
     alone = SpotBatches(inputs[0], labels, 1, max_spots, 1, shuffle=False, in_memory=True)[0]
     with torch.inference_mode():
         said = network.opinions(network(alone.spots, alone.mask)).crystal_system[0].numpy()
@@ -460,14 +462,14 @@ def test_a_broken_model_is_named(data, tmp_path):
 
 def test_a_device_that_is_not_there_is_named():
     if torch.cuda.is_available():
-        check_device({"device": "cuda"})
+        check_device({"device": "cuda"}, "symmetry")
     else:
         with pytest.raises(InputError, match="no CUDA device is visible"):
-            check_device({"device": "cuda"})
+            check_device({"device": "cuda"}, "symmetry")
 
 
 def test_architecture_tells_shapes_and_parameters():
-    network = networks.NETWORKS["pe_ag_gmoe"]()
+    network = NETWORKS["pe_ag_gmoe"]()
     blocks = {block["name"]: block for block in architecture(network)}
     assert blocks["encoder"]["inputs"] == [[45, 3]]
     assert blocks["encoder"]["outputs"] == [[45, 256]]

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from diffractory.training.images import train_image_network
+from diffractory.training.image_training import train_image_network
 from stage import stage
 
 if __name__ == "__main__":  # processes that load data import this file

@@ -12,7 +12,8 @@ from torch import Tensor
 from diffractory.models.c_vae import CVae, distance_to_line
 from diffractory.models.wide_resnet import WideResNet
 from diffractory.store import InputError, recorded, write_parquet
-from diffractory.training.images import for_inference, load_image_network, predict, read_samples
+from diffractory.training.image_networks import for_inference, load_image_network, predict
+from diffractory.training.images import read_samples
 
 OF_EXPERIMENT = ("time", "scan", "split")
 """Columns that predictions for an experiment keep of its samples."""

@@ -18,8 +18,8 @@ from diffractory.store import (
     write_parquet,
 )
 from diffractory.store.labels import labels_of_test
-from diffractory.training.networks import load_network, predict
 from diffractory.training.random_forest import describe_patterns, load_random_forest
+from diffractory.training.spot_networks import load_network, predict
 from diffractory.training.spots import SpotBatches
 
 BATCH_SIZE = 64

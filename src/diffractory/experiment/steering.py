@@ -16,7 +16,7 @@ from diffractory.experiment.geometry import BadImageError, Geometry, Grid, to_gr
 from diffractory.experiment.series import image_files, read_image
 from diffractory.models.c_vae import CVae
 from diffractory.models.wide_resnet import WideResNet
-from diffractory.training.images import for_inference, load_image_network
+from diffractory.training.image_networks import for_inference, load_image_network
 
 POLL = 0.05
 """Seconds between two looks at a watched folder; a file that did not change between is complete."""

@@ -22,9 +22,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from diffractory.store import InputError, generator, track
+from diffractory.training.batches import loader
 
 WARM_UP = 0.05
 """Part of the training in which the learning rate rises, where it follows a cosine."""
@@ -311,24 +312,6 @@ def epochs_so_far(state: Path) -> list[dict[str, float]]:
         return []
     read_checkpoint(state / "best.ckpt")
     return list(read_checkpoint(state / "last.ckpt")["epochs"])
-
-
-def loader(batches: Dataset[Any], sampler: Any, workers: int) -> DataLoader[Any]:
-    """Return a loader of whole batches, the same for any number of worker processes."""
-    return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=sampler,
-        num_workers=workers,
-        multiprocessing_context="spawn" if workers else None,
-        persistent_workers=workers > 0,
-    )
-
-
-def check_device(hardware: Mapping[str, Any], study: str = "symmetry") -> None:
-    """Raise InputError if there is no such device as the hardware of a study asks for."""
-    if hardware["device"] == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"{study}.hardware.device is cuda, but no CUDA device is visible: set cpu")
 
 
 def fit(

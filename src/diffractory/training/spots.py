@@ -1,7 +1,6 @@
 """Batches of spot lists for networks, from a pattern store on disk or in memory."""
 
 from collections.abc import Mapping
-from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +10,10 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from diffractory.store import CRYSTAL_SYSTEMS, InputError, SpotReader, generator
 from diffractory.store.patterns import CHUNK
+from diffractory.training.batches import Batches
 
 RUNS = 8
 """Runs of patterns that a window is mixed from."""
@@ -67,12 +66,8 @@ class _Window(NamedTuple):
     spots: _Spots
 
 
-class SpotBatches(Dataset[Batch]):
-    """Batches of the patterns of a split: item k is batch k of an endless training.
-
-    The length is one pass over the patterns. Items go on past it: each pass has every pattern once,
-    in an order of its own. An item depends on the seed and k alone, so that the batches k to n are
-    ``DataLoader(batches, batch_size=None, sampler=range(k, n))``, whatever the number of workers.
+class SpotBatches(Batches[Batch]):
+    """Batches of the patterns of a split.
 
     Patterns whose spots begin in one chunk of the store are a run. Runs are permuted, and a window
     of about `RUNS` of them at a time is read and its patterns are shuffled. In a window, patterns
@@ -102,6 +97,10 @@ class SpotBatches(Dataset[Batch]):
         If there is no pattern.
     """
 
+    unit = "patterns"
+    remedy = "lower symmetry.hardware.devices or nodes, or raise batch_size or validation_patterns"
+    held: _Window | None
+
     def __init__(
         self,
         store: Path,
@@ -117,6 +116,7 @@ class SpotBatches(Dataset[Batch]):
                 f"no pattern of {store} belongs to this part of the split: use more structures, or "
                 "change split.test and split.validation"
             )
+        super().__init__(len(labels), batch_size)
         labels = labels.sort_values("pattern")
         self.pattern = labels["pattern"].to_numpy(np.int64)
         system = pd.Index(CRYSTAL_SYSTEMS).get_indexer(pd.Index(labels["crystal_system"]))
@@ -128,53 +128,24 @@ class SpotBatches(Dataset[Batch]):
         self.count = np.minimum(np.diff(self.reader.offsets)[self.pattern], max_spots)
         self.chunk = self.reader.offsets[self.pattern] // CHUNK
         self.run_start = np.flatnonzero(np.diff(self.chunk, prepend=-1))
-        n_batches = -(-len(labels) // batch_size)
-        self.bounds = np.arange(n_batches + 1) * len(labels) // n_batches
-        mixed = max(64, RUNS * n_batches // len(self.run_start))
-        self.window_size = n_batches if in_memory else mixed
-        self.rank, self.world = 0, 1
-        self._window: _Window | None = None
-
-    def shared(self, rank: int, world: int) -> "SpotBatches":
-        """Return the same batches, of which one of ``world`` processes has every world-th pattern.
-
-        Raises
-        ------
-        InputError
-            If a batch has fewer patterns than there are processes.
-        """
-        fewest = np.diff(self.bounds).min()
-        if fewest < world:
-            raise InputError(
-                f"{world} processes cannot share a batch of {fewest} patterns: lower "
-                "symmetry.hardware.devices or nodes, or raise batch_size or validation_patterns"
-            )
-        batches = copy(self)
-        batches.rank, batches.world, batches._window = rank, world, self._window
-        return batches
-
-    def __len__(self) -> int:
-        return len(self.bounds) - 1
+        mixed = max(64, RUNS * len(self) // len(self.run_start))
+        self.window_size = len(self) if in_memory else mixed
 
     def __getitem__(self, k: int) -> Batch:
         pass_, batch = divmod(k, len(self))
         window, batch = divmod(batch, self.window_size)
-        if self._window is None or self._window.number != (pass_, window):
-            self._window = self._load(pass_, window)
-        whole, held = self._window.batches[batch], self._window.spots
+        if self.held is None or self.held.number != (pass_, window):
+            self.held = self._load(pass_, window)
+        whole, held = self.held.batches[batch], self.held.spots
         rows = whole[self.rank :: self.world]
         start = held.start[np.searchsorted(held.rows, rows)]
         labels, pattern = self.labels[:, rows], self.pattern[whole]
         return _batch(held.values, start, self.count[rows], labels, pattern)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the spots behind: each worker reads for itself."""
-        return self.__dict__ | {"_window": None}
-
     def _load(self, pass_: int, window: int) -> _Window:
         batches = self._divide(pass_, window)
-        if self.in_memory and self._window is not None:
-            spots = self._window.spots
+        if self.in_memory and self.held is not None:
+            spots = self.held.spots
         else:
             spots = self._read(np.sort(np.concatenate(batches)))
         return _Window((pass_, window), batches, spots)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from diffractory.store import atomic_folder, claimed, recorded, write_text
 from diffractory.store.provenance import config_hash, verified
-from diffractory.training.fit import check_device, ended, epochs_so_far, read_checkpoint
+from diffractory.training.batches import check_device
+from diffractory.training.fit import ended, epochs_so_far, read_checkpoint
 from diffractory.training.launch import Job, launch
 
 logger = logging.getLogger(__name__)

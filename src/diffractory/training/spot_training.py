@@ -1,6 +1,5 @@
-"""The stage behind the rule `train_network`, and what prediction shares with it."""
+"""The stage behind the rule `train_network`."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,27 +8,17 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from diffractory.models.mvof_ml import MvofMl
-from diffractory.models.ours import Ours
-from diffractory.models.pe_ag_gmoe import PeAgGmoe
 from diffractory.models.pooling import fit_pooling, log_probability
-from diffractory.models.spot_lists import Opinions, SpotListNetwork
-from diffractory.store import CRYSTAL_SYSTEMS, InputError, SpotReader, generator, track
+from diffractory.models.spot_lists import SpotListNetwork
+from diffractory.store import CRYSTAL_SYSTEMS, SpotReader, generator
 from diffractory.store.labels import labels_of_split
-from diffractory.training.fit import Training, check_device, fit, loader
+from diffractory.training.fit import Training, fit
 from diffractory.training.launch import Job
+from diffractory.training.spot_networks import NETWORKS, predict
 from diffractory.training.spots import Batch, SpotBatches, varied
 from diffractory.training.stage import follow, trained
-
-NETWORKS: dict[str, type[SpotListNetwork]] = {
-    "pe_ag_gmoe": PeAgGmoe,
-    "mvof_ml": MvofMl,
-    "ours": Ours,
-}
 
 SAMPLE = 100
 """Batches that a network takes its normalization from."""
@@ -82,7 +71,7 @@ def train_network(
     Parameters
     ----------
     name
-        A key of `NETWORKS`.
+        A key of `spot_networks.NETWORKS`.
     patterns, structures
         Pattern store and ``structures.parquet``.
     model
@@ -210,40 +199,3 @@ def architecture(network: nn.Module) -> list[dict[str, Any]]:
     """Return what `follow` does for a pattern of 45 spots."""
     spots = torch.rand(1, SPOTS_OF_EXAMPLE, 3, generator=torch.Generator().manual_seed(0))
     return follow(network, spots, torch.ones(1, SPOTS_OF_EXAMPLE, dtype=torch.bool))
-
-
-def load_network(model: Path) -> tuple[SpotListNetwork, int]:
-    """Return the trained network of a folder, and how many spots of a pattern it reads.
-
-    Raises
-    ------
-    InputError
-        If the folder does not hold one.
-    """
-    try:
-        hparams = json.loads((model / "hparams.json").read_text(encoding="utf-8"))
-        network = NETWORKS[hparams["model"]](**hparams["network"])
-        network.load_state_dict(load_file(model / "model.safetensors"))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{model} does not hold a trained network: {error!r}") from error
-    return network.eval(), hparams["max_spots"]
-
-
-def predict(
-    network: SpotListNetwork, batches: SpotBatches, hardware: Mapping[str, Any]
-) -> tuple[np.ndarray[Any, Any], Opinions]:
-    """Return the patterns of all batches by their index in the store, and opinions about them."""
-    check_device(hardware)
-    device = torch.device(hardware["device"])
-    network = network.to(device)
-    patterns, opinions = [], []
-    half = hardware["precision"] == "bf16-mixed"
-    some = track(loader(batches, None, 0), "Predicting", len(batches), "batches")
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
-        for batch in some:
-            output = network(batch.spots.to(device), batch.mask.to(device))
-            patterns.append(batch.pattern)
-            opinions.append(network.opinions(output))
-    parts = zip(*opinions, strict=True)
-    joined = [None if part[0] is None else torch.cat(part).cpu() for part in parts]
-    return torch.cat(patterns).numpy(), Opinions(*joined)  # type: ignore[arg-type]
