@@ -203,7 +203,7 @@ rule evaluate_classifier:
         hardware=UED_HARDWARE,
         seed=config["seed"],
     script:
-        "../scripts/evaluate_classifier.py"
+        "../scripts/evaluate_image_network.py"
 
 
 use rule evaluate_classifier as evaluate_experiment with:
@@ -222,7 +222,7 @@ use rule evaluate_classifier as evaluate_experiment with:
         seed=config["seed"],
 
 
-rule evaluate_c_vae:
+use rule evaluate_classifier as evaluate_c_vae with:
     input:
         model="results/models/ued/c_vae",
         images=f"{UED_IMAGES}/latent",
@@ -232,19 +232,6 @@ rule evaluate_c_vae:
         run="results/evaluation/ued/c_vae.run.json",
     log:
         "logs/evaluate_c_vae.log",
-    conda:
-        "../../envs/training.yaml"
-    threads: UED_HARDWARE["threads"]
-    resources:
-        **gpu_resources(UED_HARDWARE["device"]),
-        mem_mb=lambda wildcards, attempt: 8000 * attempt,
-        runtime=lambda wildcards, attempt: 60 * attempt,
-    params:
-        splits=["test"],
-        hardware=UED_HARDWARE,
-        seed=config["seed"],
-    script:
-        "../scripts/evaluate_c_vae.py"
 
 
 rule summarize_images:

@@ -172,7 +172,7 @@ def read_latent(path: Path) -> Latent:
     Raises
     ------
     InputError
-        If the file is not of the form that `evaluate_c_vae` writes.
+        If the file is not of the form that `evaluate_image_network` writes.
     """
     columns = ["kind", "distance", "reconstruction_error", "latent_0"]
     others = [f"latent_{k}" for k in range(1, 100)]

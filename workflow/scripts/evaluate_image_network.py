@@ -1,12 +1,12 @@
-"""Write what a network says of images, their class."""
+"""Write what a network says of images."""
 
 from pathlib import Path
 
-from diffractory.evaluation.image_predictions import evaluate_classifier
+from diffractory.evaluation.image_predictions import evaluate_image_network
 from stage import stage
 
 with stage(snakemake.log[0]):
-    evaluate_classifier(
+    evaluate_image_network(
         model=Path(snakemake.input.model),
         images=Path(snakemake.input.images),
         samples=Path(snakemake.input.samples),
