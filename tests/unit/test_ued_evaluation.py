@@ -440,7 +440,6 @@ def test_examples_are_the_first_test_images(data):
     assert examples.groupby("figure").size().to_dict() == {
         "2": 7, "4": FRAMES, "6": 5, "reference": 1,
     }  # fmt: skip
-    assert set(examples["what"]) == {"raw"}
     store = ImageReader(data / "classes.zarr")
     samples = pd.read_parquet(data / "classes.samples.parquet")
     test = samples[samples["split"] == "test"]

@@ -293,7 +293,7 @@ def _stand_ins(studies: Sequence[Study]) -> list[tuple[str, str]]:
     for key, numbers in found.items():
         text, title = key.split("\0")
         plural = "s" if len(numbers) > 1 else ""
-        sentences.append((text[:1].upper() + text[1:], f"{title}: Table{plural} {listed(numbers)}"))
+        sentences.append((text[:1].upper() + text[1:], f"{title}: table{plural} {listed(numbers)}"))
     return sentences
 
 

@@ -63,8 +63,8 @@ def collect_examples(
     stores, samples
         Image store and ``samples.parquet`` by name, a key of ``FIGURES``.
     examples, run
-        The Parquet file to write, with the columns figure, kind, what, time (ps after the pump),
-        rows, columns, pixel_size (1/angstrom) and image (row by row), and the record.
+        The Parquet file to write, with the columns figure, kind, time (ps after the pump), rows,
+        columns, pixel_size (1/angstrom) and image (row by row), and the record.
 
     Raises
     ------
@@ -113,7 +113,6 @@ def _row(
     return {
         "figure": figure,
         "kind": kind,
-        "what": "raw",
         "time": time,
         "rows": rows,
         "columns": columns,

@@ -40,7 +40,7 @@ def difference_image(
 ) -> NDArray[np.float64]:
     """Return the signed square root of a difference, with increases and decreases to +-1.
 
-    Each of the two is divided by its own greatest value, as in the channels that CNNSyn reads.
+    Each of the two is divided by its own greatest value, so that the weaker one is seen too.
     """
     difference = image - reference
     up, down = (np.maximum(part, 0) for part in (difference, -difference))

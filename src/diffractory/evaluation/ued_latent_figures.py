@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, Rectangle
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from diffractory.evaluation.architecture import Block, read_architecture
@@ -276,6 +275,8 @@ def tsne_figure(path: Path, seed: int) -> Drawing:
     InputError
         If the file is not of its form, or has fewer than four images.
     """
+    from sklearn.manifold import TSNE  # slow to import, and no other figure needs it
+
     latent = read_latent(path)
     most = MOST_POINTS // len(latent.kinds)
     kept = [np.flatnonzero(latent.kind == kind)[:most] for kind in latent.kinds]
