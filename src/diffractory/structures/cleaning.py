@@ -81,7 +81,7 @@ def clean_structures(
         advice = f"for {retrieved}, use fewer processes or a smaller structures.max_sites."
         with worker_pool(processes, __name__, quiet, advice) as pool:
             outcomes = _label_all(table, settings, pool)
-            _check_enough(table, outcomes, retrieved, max_rejected_fraction)
+            check_enough(table, outcomes, retrieved, max_rejected_fraction)
             accepted = _labelled_table(table, outcomes)
             accepted["duplicate_group"] = duplicate_groups(
                 accepted["material_id"].tolist(),
@@ -91,15 +91,7 @@ def clean_structures(
                 processes,
             )
         accepted["symprec"] = float(settings["symprec"])
-        refused = pd.DataFrame(
-            [
-                (material_id, outcome.reason, outcome.detail)
-                for material_id, outcome in zip(table["material_id"], outcomes, strict=True)
-                if isinstance(outcome, Rejected)
-            ],
-            columns=["material_id", "reason", "detail"],
-            dtype=str,
-        )
+        refused = rejected_table(table, outcomes)
         write_parquet(cleaned, accepted)
         write_parquet(rejected, refused)
         facts["retrieved"] = len(table)
@@ -157,7 +149,7 @@ def label_structure(
         "point_group": symmetry.point_group,
         "prototype": symmetry.prototype,
         "dimensionality": dimensionality(bonds, len(cell.numbers)),
-        "structure": _to_json(conventional, symbols),
+        "structure": to_json(conventional),
         "duplicate_group": "",
         "laue_rotations": symmetry.laue_rotations.ravel(),
     }
@@ -178,11 +170,11 @@ def _check_size(cell: Cell, settings: Mapping[str, Any]) -> None:
         raise Rejected("volume_out_of_range", detail)
 
 
-def _to_json(cell: Cell, symbols: Sequence[str]) -> str:
+def to_json(cell: Cell) -> str:
     """Return the dictionary form of pymatgen's ``Structure``, in short."""
     sites = [
-        {"species": [{"element": symbol, "occu": 1}], "abc": abc}
-        for symbol, abc in zip(symbols, cell.positions.tolist(), strict=True)
+        {"species": [{"element": Element.from_Z(z).symbol, "occu": 1}], "abc": abc}
+        for z, abc in zip(cell.numbers.tolist(), cell.positions.tolist(), strict=True)
     ]
     structure = {
         "@module": "pymatgen.core.structure",
@@ -206,12 +198,19 @@ def _label_all(
     return [Rejected("duplicate_id", detail) if again else next(outcomes) for again in repeated]
 
 
-def _check_enough(
+def check_enough(
     table: pd.DataFrame,
     outcomes: Sequence[Labelled | Rejected],
-    retrieved: Path,
+    source: Path,
     max_rejected_fraction: float,
 ) -> None:
+    """Stop if none of the structures of a table is left, or too few.
+
+    Raises
+    ------
+    InputError
+        If all are rejected, or more than this fraction.
+    """
     examples: dict[str, list[str]] = {}
     for material_id, outcome in zip(table["material_id"], outcomes, strict=True):
         if isinstance(outcome, Rejected):
@@ -228,9 +227,19 @@ def _check_enough(
     else:
         advice = f"at most {max_rejected_fraction:.0%} may be: see max_rejected_fraction"
     raise InputError(
-        f"{count} of the {len(table)} structures in {retrieved} are rejected"
+        f"{count} of the {len(table)} structures in {source} are rejected"
         f"{' for ' if reasons else ''}{reasons}, and {advice}."
     )
+
+
+def rejected_table(table: pd.DataFrame, outcomes: Sequence[Labelled | Rejected]) -> pd.DataFrame:
+    """Return ``material_id``, ``reason`` and ``detail`` of those structures that are set aside."""
+    rows = [
+        (material_id, outcome.reason, outcome.detail)
+        for material_id, outcome in zip(table["material_id"], outcomes, strict=True)
+        if isinstance(outcome, Rejected)
+    ]
+    return pd.DataFrame(rows, columns=["material_id", "reason", "detail"], dtype=str)
 
 
 def _labelled_table(table: pd.DataFrame, outcomes: Sequence[Labelled | Rejected]) -> pd.DataFrame:

@@ -247,10 +247,22 @@ def find_neighbours(cell: Cell, min_distance: float) -> Neighbours:
 def dimensionality(bonds: Neighbours, n_sites: int) -> int:
     """Return 0 for molecules, 1 for chains, 2 for layers, 3 for networks, from the bonds of a cell.
 
-    It is the rank of the lattice translations along closed walks in the periodic bond graph, of the
-    connected part where this is largest (Larsen et al., Phys. Rev. Mater. 3, 034003 (2019)). Each
-    site gets the position (in lattice units) that shortens the bonds most, in the sense of least
-    squares; where walks close without translation, nothing is left of the bonds.
+    It is the rank of `walk_spread`, of the connected part where this is largest (Larsen et al.,
+    Phys. Rev. Mater. 3, 034003 (2019)).
+    """
+    return int(np.linalg.matrix_rank(walk_spread(bonds, n_sites), 1e-6, hermitian=True).max())
+
+
+def walk_spread(bonds: Neighbours, n_sites: int) -> NDArray[np.float64]:
+    """Return what spans the lattice translations along closed walks in the periodic bond graph.
+
+    Each site gets the position (in lattice units) that shortens the bonds most, in the sense of
+    least squares; where walks close without translation, nothing is left of the bonds.
+
+    Returns
+    -------
+    Sum of the outer products of the bonds that are left, for each of the P connected parts, shape
+    (P, 3, 3), in the basis of ``bonds.image``.
     """
     i, j, image, _ = bonds
     adjacency = coo_array((np.ones(len(i)), (i, j)), shape=(n_sites, n_sites))
@@ -263,4 +275,4 @@ def dimensionality(bonds: Neighbours, n_sites: int) -> int:
     rest = image + position[j] - position[i]
     spread = np.zeros((n_parts, 3, 3))
     np.add.at(spread, part[i], rest[:, :, None] * rest[:, None, :])
-    return int((np.linalg.eigvalsh(spread) > 1e-6).sum(axis=1).max())
+    return spread

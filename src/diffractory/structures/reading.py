@@ -28,6 +28,9 @@ Reason = Literal[
     "atoms_too_close",
     "symmetry_not_found",
     "duplicate_id",
+    "not_two_dimensional",
+    "no_vacuum",
+    "duplicate",
 ]
 
 

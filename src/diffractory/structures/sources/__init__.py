@@ -29,6 +29,7 @@ SOURCES: Mapping[str, Retrieve] = {
     name: _lazy(name)
     for name in (
         "prototypes",
+        "layers",
         "materials_project",
         "c2db",
         "optimade",

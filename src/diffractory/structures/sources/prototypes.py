@@ -11,9 +11,9 @@ them out. A substitution replaces each element by one that can play its role:
   radius, and any other element by one of its group.
 
 Candidates of a prototype are ranked by their distance on the chemical scale, summed over the
-elements, in which a unit of charge counts as `CHARGE_STEP`. The cell is scaled isotropically so
-that its tightest contact, the sum of the two radii over their distance, is as tight as in the
-prototype.
+elements, in which a unit of charge counts as `species.CHARGE_STEP`. The cell is scaled
+isotropically so that its tightest contact, the sum of the two radii over their distance, is as
+tight as in the prototype.
 """
 
 import heapq
@@ -30,12 +30,18 @@ from typing import Any
 import numpy as np
 import spglib
 from numpy.typing import NDArray
-from pymatgen.core.periodic_table import Element
 from pymatgen.core.structure import Structure
 
 from diffractory.store import InputError
 from diffractory.structures.labels import LAST_SPACE_GROUP
 from diffractory.structures.sources.base import RetrievedStructure
+from diffractory.structures.sources.species import (
+    SHORTEST_DISTANCE,
+    balanced,
+    chemical_distance,
+    species_table,
+    volatile,
+)
 
 ION_TOLERANCE = 0.2
 """Largest relative difference of the radii of an ion or nonmetal and what replaces it."""
@@ -43,12 +49,8 @@ METAL_TOLERANCE = 0.15
 """The same for the metals of an alloy (Hume-Rothery's rule)."""
 METAL_WINDOW = 12
 """Largest distance of these metals on the chemical scale."""
-CHARGE_STEP = 20
-"""Steps on the chemical scale that a unit of charge counts as."""
 SHORTEST_CONTACT = 0.8
 """Least distance over sum of radii in a sound contact; some cells of the library are misprinted."""
-SHORTEST_DISTANCE = 0.7
-"""Least distance of any two atoms over the sum of their radii after Slater."""
 LONGEST_CONTACT = 1.12
 """Least distance, over the same sum, that is too long for the shortest one of a sound cell."""
 MAX_SITES = 40
@@ -60,54 +62,9 @@ SYMPREC = 0.01
 CUTOFF = 6.0
 """Distance within which contacts are looked for, angstrom."""
 
-LEFT_OUT = {2, 10, 18, 36, 54, 43, 61, *range(84, 90), 91}
-"""Atomic numbers of the noble gases and, up to U, of the radioactive elements but Th and U."""
-VOLATILE = {"H", "N", "O", "F", "Cl", "Br"}
-"""Compounds of these with nonmetals alone are gases, liquids or molecular crystals."""
-ANIONS = {"H": -1, "F": -1, "Cl": -1, "Br": -1, "I": -1, "O": -2, "S": -2, "Se": -2, "Te": -2,
-          "N": -3, "P": -3, "As": -3, "Sb": -3}  # fmt: skip
-ANION_RADII = {"H": 1.28, "P": 1.84, "As": 1.90, "Sb": 2.07}
-"""Crystal radii that Shannon lacks, angstrom: a/2 of NaH, LaP, LaAs, LaSb less the cation's."""
 ALWAYS_IONIC = 3.0
 """Electronegativity (Pauling) above which an element is put in only where charges balance."""
-OXIDISING = 3.4
-"""Electronegativity above which an anion, oxide or fluoride, bears cations of any charge."""
-HIGHEST_CHARGE = 5
-"""Highest charge of a cation beside any other anion."""
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Species:
-    """All atoms (charge 0) and ions; every array has shape (species,), every radius is in angstrom.
-
-    Attributes
-    ----------
-    symbol, charge
-        Element and charge.
-    radius
-        Crystal radius of an ion after Shannon; of an atom, metallic radius or else after Slater.
-    slater
-        Radius of the element after J. C. Slater, J. Chem. Phys. 41, 3199 (1964).
-    electronegativity, mendeleev, group
-        After Pauling, Pettifor and IUPAC.
-    metal, nonmetal
-        Whether it is a metal, and whether it is neither metal nor metalloid.
-    put_in
-        Whether it may replace another; hydrogen and halogen cations may not.
-    """
-
-    symbol: NDArray[np.str_]
-    charge: NDArray[np.int64]
-    radius: NDArray[np.float64]
-    slater: NDArray[np.float64]
-    electronegativity: NDArray[np.float64]
-    mendeleev: NDArray[np.float64]
-    group: NDArray[np.int64]
-    metal: NDArray[np.bool_]
-    nonmetal: NDArray[np.bool_]
-    put_in: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -125,7 +82,7 @@ class Prototype:
     contacts
         Shortest distance of each pair of elements in angstrom, shape (k, k).
     species
-        Index of each element's species in `_species()`, shape (k,).
+        Index of each element's species in `species_table()`, shape (k,).
     """
 
     label: str
@@ -215,11 +172,11 @@ def _substitutions(prototype: Prototype) -> Iterator[RetrievedStructure]:
     scales = _tightness(prototype.contacts, species) / _tightness(
         prototype.contacts, prototype.species
     )
-    slater = _species().slater[species]
+    slater = species_table().slater[species]
     distances = scales[:, None, None] * prototype.contacts
     apart = distances > SHORTEST_DISTANCE * (slater[:, :, None] + slater[:, None, :])
     for row in np.flatnonzero(apart.all(axis=(1, 2))):
-        if not _volatile(species[row]):
+        if not volatile(species[row]):
             material = _material(prototype, species[row], scales[row])
             if material is not None:
                 yield material
@@ -227,7 +184,7 @@ def _substitutions(prototype: Prototype) -> Iterator[RetrievedStructure]:
 
 def _candidates(prototype: Prototype) -> NDArray[np.int64]:
     """Return the species on each element's sites in order of preference, shape (candidates, k)."""
-    table = _species()
+    table = species_table()
     options = [_options(original) for original in prototype.species]
     longest = max(len(o) for o in options)
     while np.prod([len(o[:longest]) for o in options]) > MAX_COMBINATIONS:
@@ -238,29 +195,22 @@ def _candidates(prototype: Prototype) -> NDArray[np.int64]:
     symbols = np.sort(table.symbol[species], axis=1)
     allowed = (symbols[:, 1:] != symbols[:, :-1]).all(axis=1)
     if table.charge[prototype.species].any():
-        allowed &= _balanced(np.bincount(prototype.element_of_site), species)
+        allowed &= balanced(np.bincount(prototype.element_of_site), species)
     else:
         allowed &= (table.electronegativity[species] < ALWAYS_IONIC).all(axis=1)
     species = species[allowed]
-    distance = _distance(species, prototype.species).sum(axis=1)
+    distance = chemical_distance(species, prototype.species).sum(axis=1)
     species = species[np.argsort(distance, kind="stable")]
     # The same elements may balance in several ways; their numbers on the scale are unique.
     _, nearest = np.unique(table.mendeleev[species], axis=0, return_index=True)
     return species[np.sort(nearest)]
 
 
-def _distance(species: NDArray[np.int64], original: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the steps on the chemical scale, charge included, between species."""
-    table = _species()
-    steps: NDArray[np.float64] = np.abs(table.mendeleev[species] - table.mendeleev[original])
-    return steps + CHARGE_STEP * np.abs(table.charge[species] - table.charge[original])
-
-
 def _options(original: np.int64) -> NDArray[np.int64]:
     """Return the species that can play the role of another, nearest on the chemical scale first."""
-    table = _species()
+    table = species_table()
     everything = np.arange(len(table.symbol))
-    distance = _distance(everything, np.full_like(everything, original))
+    distance = chemical_distance(everything, np.full_like(everything, original))
     tolerance = ION_TOLERANCE
     if table.charge[original]:
         role = table.charge * table.charge[original] > 0
@@ -274,23 +224,12 @@ def _options(original: np.int64) -> NDArray[np.int64]:
     return options[np.argsort(distance[options], kind="stable")]
 
 
-def _balanced(amounts: NDArray[np.int64], species: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return whether species (..., k), in these amounts (k,), make a salt, shape (...)."""
-    table = _species()
-    charge, electronegativity = table.charge[species], table.electronegativity[species]
-    cations = np.where(charge > 0, electronegativity, -np.inf).max(axis=-1)
-    anions = np.where(charge < 0, electronegativity, np.inf).min(axis=-1)
-    attainable = (charge.max(axis=-1) <= HIGHEST_CHARGE) | (anions > OXIDISING)
-    balanced: NDArray[np.bool_] = (charge @ amounts == 0) & (cations < anions) & attainable
-    return balanced
-
-
 def _tightness(contacts: NDArray[np.float64], species: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the sum of radii over distance of the tightest contact, shape (...) for (..., k).
 
     Contacts are those of cation and anion, and all of atoms.
     """
-    table = _species()
+    table = species_table()
     radius, charge = table.radius[species], table.charge[species]
     sums = radius[..., :, None] + radius[..., None, :]
     products = charge[..., :, None] * charge[..., None, :]
@@ -299,19 +238,13 @@ def _tightness(contacts: NDArray[np.float64], species: NDArray[np.int64]) -> NDA
     return tightness
 
 
-def _volatile(species: NDArray[np.int64]) -> bool:
-    table = _species()
-    light = not VOLATILE.isdisjoint(table.symbol[species].tolist())
-    return light and bool(table.nonmetal[species].all())
-
-
 def _material(
     prototype: Prototype, species: NDArray[np.int64], scale: float
 ) -> RetrievedStructure | None:
     """Return the prototype with these species, or None where that changes the space group."""
     structure = Structure(
         prototype.structure.lattice.matrix * scale,
-        _species().symbol[species][prototype.element_of_site].tolist(),
+        species_table().symbol[species][prototype.element_of_site].tolist(),
         prototype.structure.frac_coords,
     )
     if _space_group(structure) != prototype.space_group:
@@ -347,7 +280,7 @@ def _prototypes() -> tuple[Prototype, ...]:
 
 def _prototype(label: str, structure: Structure) -> Prototype | None:
     """Return what substitutions need to know, or None if it is unsound, volatile or radioactive."""
-    table = _species()
+    table = species_table()
     symbols, element_of_site = np.unique([s.specie.symbol for s in structure], return_inverse=True)
     if not np.isin(symbols, table.symbol).all():
         return None
@@ -359,7 +292,7 @@ def _prototype(label: str, structure: Structure) -> Prototype | None:
     ions = [np.flatnonzero((table.symbol == s) & (table.charge != 0)) for s in symbols]
     atoms = [np.flatnonzero((table.symbol == s) & (table.charge == 0)) for s in symbols]
     species = np.array(list(product(*ions)), dtype=int).reshape(-1, len(symbols))
-    species = species[_balanced(amounts, species)]
+    species = species[balanced(amounts, species)]
     if not len(species):
         species = np.array(list(product(*atoms)))
     tightness = _tightness(contacts, species)
@@ -368,54 +301,8 @@ def _prototype(label: str, structure: Structure) -> Prototype | None:
     shortest = (contacts / (slater[:, None] + slater)).min()
     sound = 1 / tightness[best] > SHORTEST_CONTACT
     sound &= SHORTEST_DISTANCE < shortest < LONGEST_CONTACT
-    if not sound or _volatile(species[best]):
+    if not sound or volatile(species[best]):
         return None
     number = _space_group(structure)
     system = next(name for name, last in LAST_SPACE_GROUP.items() if number <= last)
     return Prototype(label, structure, number, system, element_of_site, contacts, species[best])
-
-
-@cache
-def _species() -> Species:
-    """Return the table of atoms and ions up to uranium."""
-    rows = []
-    for element in (Element.from_Z(z) for z in range(1, 93) if z not in LEFT_OUT):
-        slater = float(element.data["Atomic radius"])
-        metallic = element.data.get("Metallic radius")
-        atom = (0, metallic if element.is_metal and isinstance(metallic, float) else slater)
-        for charge, radius in (atom, *_ions(element)):
-            odd = element.symbol == "H" or (element.is_halogen and charge > 0)
-            rows.append(
-                (element.symbol, charge, radius, slater, element.X, element.mendeleev_no,
-                 element.group, element.is_metal, not (element.is_metal or element.is_metalloid),
-                 not odd)
-            )  # fmt: skip
-    return Species(*(np.array(column) for column in zip(*rows, strict=True)))
-
-
-def _ions(element: Element) -> list[tuple[int, float]]:
-    """Return the charges that an element takes and the crystal radii (angstrom) that go with them.
-
-    They are the common oxidation states and, of transition metals, the lower ones in the ICSD.
-    """
-    charges = {charge for charge in element.common_oxidation_states if charge > 0}
-    if element.symbol == "H":
-        charges.clear()
-    if element.is_transition_metal:
-        charges.update(q for q in element.icsd_oxidation_states if q < max(charges))
-    if element.symbol in ANIONS:
-        charges.add(ANIONS[element.symbol])
-    ions = ((charge, _ionic_radius(element, charge)) for charge in sorted(charges))
-    return [(charge, radius) for charge, radius in ions if radius is not None]
-
-
-def _ionic_radius(element: Element, charge: int) -> float | None:
-    """Return the crystal radius in angstrom, sixfold and high-spin where there is a choice."""
-    if charge < 0 and element.symbol in ANION_RADII:
-        return ANION_RADII[element.symbol]
-    coordinations = element.data["Shannon radii"].get(str(charge))
-    if not coordinations:
-        return None
-    spins = coordinations.get("VI") or list(coordinations.values())[-1]
-    spin = spins.get("High Spin") or list(spins.values())[-1]
-    return float(spin["crystal_radius"])
