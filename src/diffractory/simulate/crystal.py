@@ -66,7 +66,7 @@ class Crystal:
 
     @classmethod
     def from_json(cls, text: str, debye_waller: float | Mapping[str, float] = 0.0) -> "Crystal":
-        """Read pymatgen's dictionary form of an ordered structure.
+        """Read pymatgen's dictionary form of a structure with one species per site.
 
         Parameters
         ----------
@@ -75,7 +75,9 @@ class Crystal:
             ``default`` for all others.
         """
         data = json.loads(text)
-        elements = [site["species"][0]["element"] for site in data["sites"]]
+        species = [site["species"][0] for site in data["sites"]]
+        elements = [kind["element"] for kind in species]
+        occupancies = np.array([float(kind["occu"]) for kind in species])
         if isinstance(debye_waller, Mapping):
             b = [debye_waller.get(element, debye_waller["default"]) for element in elements]
         else:
@@ -84,17 +86,18 @@ class Crystal:
             cell=np.array(data["lattice"]["matrix"], dtype=float),
             positions=np.array([site["abc"] for site in data["sites"]], dtype=float),
             numbers=np.array([ATOMIC_NUMBERS[element] for element in elements]),
+            occupancies=np.ones(()) if (occupancies == 1).all() else occupancies,
             displacements=mean_square_displacement(b),
         )
 
     def to_json(self) -> str:
-        """Return what `from_json` reads: the cell and its atoms, without vibrations.
-
-        Occupancies must be 1.
-        """
+        """Return what `from_json` reads: the cell, atoms and occupancies, without vibrations."""
+        occupancies = np.broadcast_to(self.occupancies, len(self.numbers)).tolist()
         sites = [
-            {"species": [{"element": SYMBOLS[number - 1], "occu": 1}], "abc": position}
-            for number, position in zip(self.numbers, self.positions.tolist(), strict=True)
+            {"species": [{"element": SYMBOLS[number - 1], "occu": occupancy}], "abc": position}
+            for number, occupancy, position in zip(
+                self.numbers, occupancies, self.positions.tolist(), strict=True
+            )
         ]
         structure = {
             "@module": "pymatgen.core.structure",
