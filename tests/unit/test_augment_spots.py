@@ -14,6 +14,7 @@ from diffractory.augment.spots import (
     drop_spots,
     jitter_intensities,
     shift_centre,
+    turn_patterns,
 )
 from diffractory.errors import InputError
 from diffractory.store import Patterns
@@ -24,6 +25,7 @@ ALL_STEPS = [
     {"position_jitter": {"deviation": [0.0, 0.02]}},
     {"intensity_jitter": {"deviation": 0.2}},
     {"centre_shift": {"distance": [0.0, 0.03]}},
+    {"rotation": {"angle": [0, 360]}},
     {"scale": {"error": [-0.02, 0.02]}},
     {"ellipse": {"ratio": [1.0, 1.05], "angle": [0, 180]}},
     {"poisson": {"dose": [100, 10000]}},
@@ -81,6 +83,20 @@ def test_ellipse_by_hand():
     assert np.allclose(unchanged.qx, patterns.qx)
 
 
+def test_a_turn_by_hand():
+    """Each pattern by its own angle; what turns spots and crystal alike leaves them together."""
+    patterns = with_direct_beams([3, 3])
+    patterns.qx[:], patterns.qy[:] = [0, 1, 0] * 2, [0, 0, 2] * 2
+    patterns.orientation[:] = np.eye(3)
+    made = turn_patterns(patterns, np.array([90.0, 30.0]))
+    assert np.allclose(made.qx, [0, 0, -2, 0, np.sqrt(0.75), -1], atol=1e-6)
+    assert np.allclose(made.qy, [0, 1, 0, 0, 0.5, np.sqrt(3)], atol=1e-6)
+    for orientation, spot in zip(made.orientation, (1, 4), strict=True):
+        there = [made.qx[spot], made.qy[spot], 0]
+        assert np.allclose(orientation @ [1, 0, 0], there, atol=1e-6)
+    assert_well_formed(replace(made, orientation=patterns.orientation), patterns)
+
+
 def test_intensities_are_jittered_about_what_they_were():
     patterns = with_direct_beams([20_001])
     patterns.intensity[:] = 0.25
@@ -114,7 +130,7 @@ def test_patterns_come_out_the_same_with_whichever_materials_they_are_given():
     assert_equal(whole.select(np.array([2, 3, 4, 5])), Patterns.concatenate([p for p, _ in parts]))
     for key, values in drawn.items():
         assert np.array_equal(values[2:], np.concatenate([d[key] for _, d in parts]))
-    assert_well_formed(whole, patterns)
+    assert_well_formed(replace(whole, orientation=patterns.orientation), patterns)
     other, _ = augment_spots(patterns, ALL_STEPS, 4)
     assert not np.array_equal(whole.offsets, other.offsets)
 
@@ -125,9 +141,9 @@ def test_levels_are_drawn_for_each_pattern_and_recorded():
     assert set(drawn) == {
         "0.missing_spots.fraction", "1.spurious_spots.fraction", "1.spurious_spots.g_max",
         "2.position_jitter.deviation", "3.intensity_jitter.deviation", "4.centre_shift.distance",
-        "5.scale.error", "6.ellipse.ratio", "6.ellipse.angle", "7.poisson.dose",
+        "5.rotation.angle", "6.scale.error", "7.ellipse.ratio", "7.ellipse.angle", "8.poisson.dose",
     }  # fmt: skip
-    fraction, dose = drawn["0.missing_spots.fraction"], drawn["7.poisson.dose"]
+    fraction, dose = drawn["0.missing_spots.fraction"], drawn["8.poisson.dose"]
     assert len(np.unique(fraction)) == 400
     assert 0 <= fraction.min() < 0.02 < 0.48 < fraction.max() <= 0.5
     assert abs(np.log10(dose).mean() - 3) < 0.12  # logarithmic: the median is 1000

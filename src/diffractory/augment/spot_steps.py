@@ -9,6 +9,7 @@ spurious_spots   fraction of the diffracted spots, g_max (radius that they are i
 position_jitter  deviation per axis, 1/angstrom
 intensity_jitter deviation of the logarithm
 centre_shift     distance, 1/angstrom
+rotation         angle about the beam, degree
 scale            error of the positions, relative
 ellipse          ratio of the axes, angle of the long one (degree)
 poisson          dose, electrons per pattern
@@ -32,6 +33,7 @@ from diffractory.augment.spots import (
     jitter_positions,
     scale_positions,
     shift_centre,
+    turn_patterns,
 )
 from diffractory.errors import InputError
 from diffractory.store import Patterns, generator
@@ -51,6 +53,7 @@ STEPS: dict[str, tuple[tuple[str, ...], Step]] = {
         lambda p, x, rng: jitter_intensities(p, x["deviation"], rng),
     ),
     "centre_shift": (("distance",), lambda p, x, rng: shift_centre(p, x["distance"], rng)),
+    "rotation": (("angle",), lambda p, x, rng: turn_patterns(p, x["angle"])),
     "scale": (("error",), lambda p, x, rng: scale_positions(p, x["error"])),
     "ellipse": (("ratio", "angle"), lambda p, x, rng: distort_ellipse(p, x["ratio"], x["angle"])),
     "poisson": (("dose",), lambda p, x, rng: count_electrons(p, x["dose"], rng)),

@@ -103,6 +103,18 @@ def scale_positions(patterns: Patterns, error: Level) -> Patterns:
     return replace(patterns, qx=scale * patterns.qx, qy=scale * patterns.qy)
 
 
+def turn_patterns(patterns: Patterns, angle: Level) -> Patterns:
+    """Turn patterns about the beam by an angle from +q_x to +q_y, degree."""
+    angle = np.broadcast_to(np.radians(angle), len(patterns))
+    cosine, sine, zero = np.cos(angle), np.sin(angle), np.zeros(len(patterns))
+    turn = np.stack([[cosine, -sine, zero], [sine, cosine, zero], [zero, zero, zero + 1]])
+    turn = turn.transpose(2, 0, 1)
+    of_spot = turn[patterns.pattern_of_spot, :2, :2]
+    places = np.stack([patterns.qx, patterns.qy], axis=-1)
+    qx, qy = np.einsum("sij,sj->is", of_spot, places).astype(np.float32)
+    return replace(patterns, qx=qx, qy=qy, orientation=turn @ patterns.orientation)
+
+
 def distort_ellipse(patterns: Patterns, ratio: Level, angle: Level) -> Patterns:
     """Stretch patterns along one axis and shrink them across, as a lens with astigmatism does.
 
