@@ -13,6 +13,7 @@ include: "workflow/rules/structures.smk"
 include: "workflow/rules/patterns.smk"
 include: "workflow/rules/symmetry.smk"
 include: "workflow/rules/ued.smk"
+include: "workflow/rules/structure_2d.smk"
 include: "workflow/rules/report.smk"
 
 

@@ -92,11 +92,16 @@ def validate(config: Mapping[str, Any], schema: Path, defaults: Path) -> None:
         known = list(_keys(yaml.safe_load(defaults.read_text(encoding="utf-8"))))
         unknown = [e for e in errors if e.validator == "additionalProperties"]
         raise InputError(_sentence(unknown[0] if unknown else best_match(errors), known))
-    if config["dataset"] not in config["datasets"]:
-        names = list(config["datasets"])
-        close = get_close_matches(config["dataset"], names, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-        raise InputError(f"config key dataset names {config['dataset']!r}, unknown: {hint}")
+    chosen = {
+        "dataset": config["dataset"],
+        "structure_2d.dataset": config["structure_2d"]["dataset"],
+    }
+    names = list(config["datasets"])
+    for key, name in chosen.items():
+        if name not in names:
+            close = get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+            raise InputError(f"config key {key} names {name!r}, unknown: {hint}")
 
 
 def in_order(config: Mapping[str, Any], defaults: Path) -> dict[str, Any]:

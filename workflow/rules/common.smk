@@ -45,13 +45,14 @@ def source_files(dataset):
     ]
 
 
-for file in source_files(DATASET):
-    if not os.path.exists(file):
-        raise WorkflowError(
-            f"data set {DATASET} reads {file}, which is not there: set DIFFRACTORY_DATA to the "
-            "folder that its paths start from, or correct the paths under "
-            f"datasets.{DATASET} in the configuration"
-        )
+for dataset in dict.fromkeys([DATASET, config["structure_2d"]["dataset"]]):
+    for file in source_files(dataset):
+        if not os.path.exists(file):
+            raise WorkflowError(
+                f"data set {dataset} reads {file}, which is not there: set DIFFRACTORY_DATA to the "
+                "folder that its paths start from, or correct the paths under "
+                f"datasets.{dataset} in the configuration"
+            )
 
 
 UED_SERIES = os.path.join(
@@ -229,3 +230,75 @@ def ued_context():
         "dataset": "mote2",
         "source": UED["experiment"]["source"],
     }
+
+
+def cleaning_settings(dataset):
+    """Return the limits that structures of a data set must keep."""
+    if dataset != LAYERS_DATASET or dataset == DATASET:
+        return config["structures"]
+    return config["structures"] | {"max_volume": LAYERS["max_volume"]}
+
+
+def moving_layers(motion):
+    """Return the layers at rest or in thermal motion."""
+    return (
+        f"{LAYERS_FOLDER}/{'perturbed' if motion == 'perturbed' else 'relaxed'}.parquet"
+    )
+
+
+def layer_pattern_settings(motion):
+    """Return how patterns of layers are simulated; those in motion have it in their atoms already."""
+    still = {"debye_waller": 0.0} if motion == "perturbed" else {}
+    return LAYERS["patterns"] | still
+
+
+def patterns_of_network(network):
+    """Return the patterns that a retrieval network learns from and is asked about."""
+    motion = "perturbed" if network.endswith("_perturbed") else "unperturbed"
+    return f"{LAYERS_PATTERNS}/{motion}"
+
+
+def retrieval_kind(network):
+    """Return which network goes by a name."""
+    return "invariant" if network.startswith("invariant") else "dd2d"
+
+
+def retrieval_settings(network):
+    """Return the settings of a retrieval network, with the grid that its patterns are on."""
+    kind, grid = retrieval_kind(network), LAYERS["patterns"]
+    settings = LAYERS[kind]["network"] | {"q_max": grid["q_max"]}
+    if kind == "dd2d":
+        ablation = LAYERS_ABLATIONS.get(network.removeprefix("ablations/"), {})
+        settings |= {"q_step": grid["q_step"]} | ablation
+    return {"network": settings, "training": LAYERS[kind]["training"]}
+
+
+def structure_2d_context(name):
+    """Return what a table or figure says about its run, and the ablations where it shows them."""
+    context = {
+        "scale": config["scale"],
+        "dataset": LAYERS_DATASET,
+        "source": config["datasets"][LAYERS_DATASET]["source"],
+        "perturbed": {
+            "method": LAYERS["perturb"]["method"],
+            "calculator": LAYERS["calculator"],
+        },
+    }
+    if name == "ablations":
+        network = LAYERS["dd2d"]["network"]
+        context["ablations"] = {
+            name: network | ablation for name, ablation in LAYERS_ABLATIONS.items()
+        } | {"dd2d": network}
+    return context
+
+
+def shown_retrieval_network(name):
+    """Return the model that a figure shows the inside of, if any."""
+    shown = STRUCTURE_2D_FIGURES_SHOW
+    return [f"results/models/structure_2d/{shown[name]}"] if name in shown else []
+
+
+def shown_retrieval_examples(name):
+    """Return the example that a figure shows, if any."""
+    shows = name in STRUCTURE_2D_FIGURES_WITH_EXAMPLES
+    return ["results/evaluation/structure_2d/examples.parquet"] if shows else []

@@ -1,9 +1,11 @@
 rule report:
     input:
         tables=expand("results/tables/symmetry/table_{n}.csv", n=SYMMETRY_TABLES)
-        + expand("results/tables/ued/table_{n}.csv", n=UED_TABLES),
+        + expand("results/tables/ued/table_{n}.csv", n=UED_TABLES)
+        + expand("results/tables/structure_2d/table_{n}.csv", n=STRUCTURE_2D_TABLES),
         figures=expand("results/figures/symmetry/figure_{n}.svg", n=SYMMETRY_FIGURES)
-        + expand("results/figures/ued/figure_{n}.svg", n=UED_FIGURES),
+        + expand("results/figures/ued/figure_{n}.svg", n=UED_FIGURES)
+        + expand("results/figures/structure_2d/figure_{n}.svg", n=STRUCTURE_2D_FIGURES),
         records=[
             f"results/structures/{DATASET}/retrieved.run.json",
             *dict.fromkeys(
@@ -20,9 +22,26 @@ rule report:
             *clean_images("latent", ".run.json"),
             *expand(f"{UED_IMAGES}/{{store}}.run.json", store=UED_STORES),
             "results/evaluation/ued/dataset.run.json",
+            *expand(
+                f"{LAYERS_FOLDER}/{{name}}.run.json",
+                name=[
+                    "retrieved",
+                    "cleaned",
+                    "layers",
+                    "relaxed",
+                    "perturbed",
+                    "distractors",
+                ],
+            ),
+            *expand(
+                f"{LAYERS_PATTERNS}/{{motion}}.run.json",
+                motion=["unperturbed", "perturbed"],
+            ),
+            "results/evaluation/structure_2d/dataset.run.json",
         ],
         models=expand("results/models/symmetry/{model}", model=SYMMETRY_TRAINED)
-        + expand("results/models/ued/{model}", model=UED_MODELS),
+        + expand("results/models/ued/{model}", model=UED_MODELS)
+        + expand("results/models/structure_2d/{model}", model=RETRIEVAL_TRAINED),
         evaluations=expand(
             "results/evaluation/symmetry/{model}.run.json", model=SYMMETRY_TRAINED
         )
@@ -38,6 +57,9 @@ rule report:
                 "experiment/cnn_exp",
                 "c_vae",
             ],
+        )
+        + expand(
+            "results/evaluation/structure_2d/{model}.run.json", model=RETRIEVAL_TRAINED
         ),
     output:
         report="results/report.html",

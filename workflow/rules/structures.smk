@@ -35,7 +35,7 @@ rule clean_structures:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        settings=config["structures"],
+        settings=lambda wildcards: cleaning_settings(wildcards.dataset),
         max_rejected_fraction=config["max_rejected_fraction"],
         seed=config["seed"],
     script:
