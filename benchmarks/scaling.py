@@ -108,10 +108,28 @@ UED = CONFIG["ued"]
 SETS = ("classes", "latent")
 UED_RULES = (
     "calculate_phonons", "simulate_images", "detect_images", "simulate_experiment",
-    "train_image_network", "evaluate_classifier", "evaluate_experiment", "evaluate_c_vae",
+    "train_image_network", "evaluate_image_network", "evaluate_experiment", "evaluate_c_vae",
     "summarize_images", "collect_examples", "tabulate_ued", "plot_ued",
 )  # fmt: skip
-"""Rules of the ultrafast-diffraction study; the others are the symmetry study's, but the report."""
+"""Rules of the ultrafast-diffraction study."""
+STRUCTURE_2D_RULES = (
+    "prepare_layers", "relax_layers", "perturb_layers", "make_distractors", "simulate_layers",
+    "train_retrieval_network", "evaluate_retrieval", "summarize_layers",
+    "collect_retrieval_examples", "tabulate_structure_2d", "plot_structure_2d",
+)  # fmt: skip
+"""Rules of the 2D structure study, which also retrieves and cleans structures of its own."""
+
+
+def symmetry_jobs(jobs: Mapping[str, int]) -> Counter[str]:
+    """Return the jobs of the symmetry study and the report among those of all studies."""
+    shared = dict.fromkeys(("retrieve_structures", "clean_structures"), 1)
+    return Counter(
+        {
+            rule: n - shared.get(rule, 0)
+            for rule, n in jobs.items()
+            if rule not in UED_RULES + STRUCTURE_2D_RULES
+        }
+    )
 
 
 class Cost(NamedTuple):
@@ -653,10 +671,11 @@ def main() -> None:
     needs: list[dict[str, float]] = []
     for load, plan in zip(LOADS, plans, strict=True):
         at, shards = Scale(load, spots["mean"]), plan.jobs["simulate_patterns"]
-        rows = costs(at, plan.jobs, m)
+        jobs = symmetry_jobs(plan.jobs)
+        rows = costs(at, jobs, m)
         of_images = image_costs(load, plan.jobs, image_seconds)
         image_jobs = sum(plan.jobs[rule] for rule in UED_RULES)
-        whole = total(rows, plan.jobs.total() - image_jobs)
+        whole = total(rows, jobs.total())
         each = at.patterns * solve["mean"] / shards / CORES
         print(
             f"\n{plan.jobs.total():,} jobs in all, planned in {plan.seconds:.1f} s and "

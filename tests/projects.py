@@ -69,7 +69,7 @@ def products(folder: Path) -> dict[str, bytes]:
         "figures/**/*.svg",
         "figures/**/*.csv",
         "evaluation/**/*.parquet",
-        "models/*/*/model.safetensors",
+        "models/**/model.safetensors",
     )
     return {
         str(f.relative_to(results)): f.read_bytes() for kind in kinds for f in results.glob(kind)

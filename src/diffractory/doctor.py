@@ -42,7 +42,9 @@ QUEUE_TIME = 30
 
 SLURM_PROFILE = "profiles/slurm/config.yaml"
 
-DEVICES = "simulate.device, ued.images.device and hardware.device of symmetry and ued"
+STUDIES = ("symmetry", "ued", "structure_2d")
+
+DEVICES = f"simulate.device, ued.images.device and hardware.device of {', '.join(STUDIES)}"
 """Keys of the configuration that name what is computed on."""
 
 
@@ -87,6 +89,7 @@ def examine(folder: Path) -> Iterator[Finding]:
     yield scratch(Path(os.environ.get("TMPDIR") or tempfile.gettempdir()))
     yield api_key(config)
     if config:
+        yield from calculators(config)
         yield from data_files(config, folder)
     if project:
         yield from _guarded("results", recorded_results, results)
@@ -178,7 +181,7 @@ def gpus(config: Mapping[str, Any]) -> Finding:
     wanted = config and "cuda" in {
         config["simulate"]["device"],
         config["ued"]["images"]["device"],
-        *(config[study]["hardware"]["device"] for study in ("symmetry", "ued")),
+        *(config[study]["hardware"]["device"] for study in STUDIES),
     }
     return Finding(
         "warning" if wanted else "ok",
@@ -327,7 +330,8 @@ def api_key(config: Mapping[str, Any]) -> Finding:
     """Say whether there is a key of the Materials Project, and whether one is needed."""
     if os.environ.get("MP_API_KEY"):
         return Finding("ok", "API key", "MP_API_KEY is set")
-    needed = config and config["datasets"][config["dataset"]]["source"] == "materials_project"
+    sources = {config["datasets"][name]["source"] for name in _datasets(config)}
+    needed = "materials_project" in sources
     return Finding(
         "problem" if needed else "ok",
         "API key",
@@ -338,20 +342,44 @@ def api_key(config: Mapping[str, Any]) -> Finding:
     )
 
 
+def calculators(config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Start the calculators of forces that a run uses."""
+    layers = config["structure_2d"]
+    names = [config["ued"]["calculator"]]
+    if layers["relax"]["relaxed"] or layers["perturb"]["method"] == "dynamics":
+        names.append(layers["calculator"])
+    for name in dict.fromkeys(names):
+        check = f"calculator {name}"
+        try:
+            from diffractory.augment.calculators import calculator
+
+            calculator(name)
+        except (InputError, ImportError) as error:
+            advice = "install what is missing, or set calculator of ued and structure_2d to another"
+            yield Finding("problem", check, str(error), advice)
+        else:
+            yield Finding("ok", check, "starts")
+
+
 def data_files(config: Mapping[str, Any], folder: Path) -> Iterator[Finding]:
-    """Look for the local files of every data set; only the configured one must have them."""
+    """Look for the local files of every data set; only the configured ones must have them."""
     base = folder / os.environ.get("DIFFRACTORY_DATA", "")
     for name, settings in config["datasets"].items():
         paths = local_paths(settings)
         missing = [str(base / path) for path in paths if not (base / path).exists()]
         check, found = f"data set {name}", f"{', '.join(missing)} not there"
-        if missing and name == config["dataset"]:
+        if missing and name in _datasets(config):
             advice = "set DIFFRACTORY_DATA to the folder that its paths start from"
             yield Finding("problem", check, found, advice)
         elif missing:
             yield Finding("ok", check, found, "this run does not read it")
         elif paths:
             yield Finding("ok", check, f"{', '.join(paths)} there")
+
+
+def _datasets(config: Mapping[str, Any]) -> set[str]:
+    """Return the names of the data sets that a run reads."""
+    return {config["dataset"], config["structure_2d"]["dataset"]} if config else set()
 
 
 def recorded_results(results: Path) -> Iterator[Finding]:

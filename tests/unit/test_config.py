@@ -66,6 +66,11 @@ def test_defaults_are_valid():
         ("datasets.c2db", {"source": "c2db"}, "datasets.c2db needs either path or base_url"),
         ("datasets.mine", {"source": "web"}, "datasets.mine.source must be one of"),
         ("dataset", "perov5", "'perov5', unknown: did you mean perov_5?"),
+        ("structure_2d.dataset", "layer", "structure_2d.dataset names 'layer', .* mean layers?"),
+        ("structure_2d.patterns.radiation", "neutron", r"one of \['x_ray', 'electron'\]"),
+        ("structure_2d.perturb.cells", [3], "perturb.cells must be a list of 2 or more"),
+        ("structure_2d.dd2d.network.width", 100, "dd2d.network.width must be a multiple of 8"),
+        ("structure_2d.conditions", {"turned": [{"rotate": {}}]}, "unknown .*turned.0.rotate"),
     ],
 )
 def test_wrong_key_is_named(path, value, sentence):
@@ -119,10 +124,15 @@ def test_other_scales_only_override_known_keys():
     for path in scales:
         overrides = yaml.safe_load(path.read_text())
         assert overrides["scale"] == path.stem
-        ablations = overrides["symmetry"].pop("ablations", {})  # whose names are free
-        assert set(leaves(overrides)) <= known, path.name
         whole = copy.deepcopy(CONFIG)
-        whole["symmetry"]["ablations"] = ablations
+        # the names of data sets and ablations are free
+        datasets = overrides.get("datasets", {})
+        whole["datasets"] |= {
+            name: datasets.pop(name) for name in datasets.keys() - whole["datasets"]
+        }
+        for study in ("symmetry", "structure_2d"):
+            whole[study]["ablations"] = overrides[study].pop("ablations", {})
+        assert set(leaves(overrides)) <= known | {"datasets"}, path.name
         validate(whole, SCHEMA, DEFAULTS)
 
 
@@ -147,6 +157,22 @@ def test_bad_ablation_is_refused_by_name(name, ablation, sentence):
     config = changed("symmetry.ablations", {name: ablation})
     with pytest.raises(InputError, match=re.escape(sentence)):
         validate(config, SCHEMA, DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("ablations", {"deep": {"n_layer": 2}}, "unknown config key structure_2d.ablations.deep"),
+        ("ablations", {"../deep": {"n_layers": 2}}, "'../deep'"),
+        ("ablations", {"dd2d": {"n_layers": 2}}, "'dd2d'"),
+        ("ablations", {"deep_perturbed": {"n_layers": 2}}, "'deep_perturbed'"),
+        ("conditions", {"as_simulated": []}, "'as_simulated'"),
+    ],
+)
+def test_bad_name_in_the_structure_2d_study_is_refused(key, value, sentence):
+    """Those of networks are taken, and what ends in perturbed is of the perturbed patterns."""
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        validate(changed(f"structure_2d.{key}", value), SCHEMA, DEFAULTS)
 
 
 def test_ablation_replaces_some_keys():

@@ -129,6 +129,14 @@ def test_a_key_is_needed_for_one_source_only(project, monkeypatch):
     assert doctor.api_key(config) == Finding("ok", "API key", "MP_API_KEY is set")
 
 
+def test_every_study_has_its_data_set(project):
+    config = doctor.read_config(project)
+    config["structure_2d"]["dataset"] = "perov_5"
+    assert by_check(doctor.data_files(config, project))["data set perov_5"].status == "problem"
+    config["structure_2d"]["dataset"] = "materials_project"
+    assert doctor.api_key(config).status == "problem"
+
+
 def test_only_the_configured_data_set_must_be_there(project, monkeypatch):
     config = configure(project, dataset="perov_5")
     data = project / "data"
@@ -158,15 +166,32 @@ def test_memory_is_compared_with_the_configuration(project):
     assert doctor.processors({}).status == "ok"
 
 
-def test_a_gpu_is_missed_where_the_configuration_names_one(project):
+@pytest.mark.parametrize("study", ["symmetry", "ued", "structure_2d"])
+def test_a_gpu_is_missed_where_the_configuration_names_one(project, study):
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     config = doctor.read_config(project)
     assert doctor.gpus(config).status == "ok"
-    config["symmetry"]["hardware"]["device"] = "cuda"
+    config[study]["hardware"]["device"] = "cuda"
     assert doctor.gpus(config).status == "warning"
+
+
+def test_calculators_are_started_where_a_run_uses_them(project):
+    config = doctor.read_config(project)
+    config["ued"]["calculator"] = "emt"
+    config["structure_2d"] |= {"calculator": "no_such_package:Forces"}
+    emt = Finding("ok", "calculator emt", "starts")
+    assert list(doctor.calculators(config)) == [emt]
+    for section, key, value in (("relax", "relaxed", 1), ("perturb", "method", "dynamics")):
+        used = config["structure_2d"] | {section: config["structure_2d"][section] | {key: value}}
+        first, second = doctor.calculators(config | {"structure_2d": used})
+        assert first == emt
+        assert (second.status, second.check) == ("problem", "calculator no_such_package:Forces")
+        assert "No module named 'no_such_package'" in second.found
+        both = used | {"calculator": "emt"}
+        assert list(doctor.calculators(config | {"structure_2d": both})) == [emt]
 
 
 def test_scratch_is_written_and_left_clean(tmp_path):

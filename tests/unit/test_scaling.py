@@ -51,3 +51,10 @@ def test_every_row_of_networks_has_a_rate_and_only_the_published_one_has_gpu_hou
     assert all(row.core_hours > 0 for row in rows)
     assert {row.stage.split()[1] for row in rows if row.gpu_hours} == {"pe_ag_gmoe"}
     assert sum(row.jobs for row in rows) == 9
+
+
+def test_every_planned_job_belongs_to_a_study(scaling):
+    """Those of the symmetry study are as many as docs/scaling.md lists."""
+    jobs = scaling.dry_run(8, 8).jobs
+    assert all(jobs[rule] for rule in scaling.UED_RULES + scaling.STRUCTURE_2D_RULES)
+    assert scaling.symmetry_jobs(jobs).total() == 47

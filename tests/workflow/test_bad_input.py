@@ -8,6 +8,7 @@ import yaml
 from projects import ROOT
 from pymatgen.core import Lattice, Structure
 
+CI = yaml.safe_load((ROOT / "config/ci.yaml").read_text())
 SMALL = {
     "scale": "ci",
     "dataset": "mine",
@@ -24,8 +25,10 @@ SMALL = {
         "mvof_ml": {"training": {"epochs": 1, "patterns_per_epoch": 64}},
         "ours": {"training": {"epochs": 1, "patterns_per_epoch": 640}},
     },
-    "ued": yaml.safe_load((ROOT / "config/ci.yaml").read_text())["ued"],
+    "ued": CI["ued"],
+    "structure_2d": CI["structure_2d"],
 }
+LAYERS = {"layers": CI["datasets"]["layers"]}
 HALITE = Structure.from_spacegroup(
     "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [(0, 0, 0), (0.5, 0.5, 0.5)]
 )
@@ -84,7 +87,7 @@ def test_table_with_every_bad_structure_runs_to_its_report(project):
         csv.writer(file).writerows([*rows.items(), ("Cu", rows["Ag"])])
     table = {"source": "structure_table", "paths": ["t.csv"]}
     columns = {"structure_column": "cif", "id_column": "id"}
-    path = project.write_config("bad", SMALL | {"datasets": {"mine": table | columns}})
+    path = project.write_config("bad", SMALL | {"datasets": {"mine": table | columns} | LAYERS})
     result = project.snakemake("--configfile", path, DIFFRACTORY_DATA=str(project.folder))
     assert result.returncode == 0, result.stdout + result.stderr
     expected = {name: reason for name, (_, reason) in bad().items()} | {"Cu": "duplicate_id"}

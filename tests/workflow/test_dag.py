@@ -9,8 +9,8 @@ import pytest
 
 SCALES = ["ci", "desk", "bench", "paper"]
 REPORT_RULES = {
-    "retrieve_structures": 1,
-    "clean_structures": 1,
+    "retrieve_structures": 2,
+    "clean_structures": 2,
     "split_structures": 1,
     "collect_patterns": 1,
     "perturb_patterns": 1,
@@ -24,18 +24,34 @@ REPORT_RULES = {
     "detect_images": 2,
     "simulate_experiment": 1,
     "train_image_network": 3,
-    "evaluate_classifier": 1,
+    "evaluate_image_network": 1,
     "evaluate_experiment": 2,
     "evaluate_c_vae": 1,
     "summarize_images": 1,
     "collect_examples": 1,
     "tabulate_ued": 3,
     "plot_ued": 7,
+    "prepare_layers": 1,
+    "relax_layers": 1,
+    "perturb_layers": 1,
+    "make_distractors": 1,
+    "simulate_layers": 2,
+    "summarize_layers": 1,
+    "collect_retrieval_examples": 1,
+    "plot_structure_2d": 5,
     "report": 1,
     "all": 1,
 }
-OF_THE_NETWORKS = {"train_network": 3, "evaluate_network": 3, "tabulate_symmetry": 9}
-"""Jobs of a config without ablations; each is one more of the first two, and all have one table."""
+OF_THE_NETWORKS = {
+    "train_network": 3,
+    "evaluate_network": 3,
+    "tabulate_symmetry": 9,
+    "train_retrieval_network": 4,
+    "evaluate_retrieval": 4,
+    "tabulate_structure_2d": 4,
+}
+"""Jobs of a config without ablations; each is one more of the first two of its study, and all have
+one table."""
 
 
 def test_default_dag(project):
@@ -45,8 +61,10 @@ def test_default_dag(project):
 
 def test_ablations_are_networks_and_a_table(project):
     ablations = {"one": {"of": "ours"}, "two": {"of": "ours", "training": {"epochs": 1}}}
-    path = project.write_config("ablations", {"symmetry": {"ablations": ablations}})
+    of_layers = {"structure_2d": {"ablations": {"deep": {"n_layers": 3}}}}
+    path = project.write_config("ablations", {"symmetry": {"ablations": ablations}} | of_layers)
     more = {"train_network": 5, "evaluate_network": 5, "tabulate_symmetry": 10}
+    more |= {"train_retrieval_network": 5, "evaluate_retrieval": 5, "tabulate_structure_2d": 5}
     assert project.planned("--configfile", path).items() >= more.items()
 
 
@@ -189,8 +207,19 @@ def test_wrong_config_key_is_refused_by_name(project):
     assert "Traceback" not in result.stdout + result.stderr
 
 
-def test_missing_data_file_is_named_with_its_variable(project):
-    result = project.snakemake("-n", "--config", "dataset=perov_5", DIFFRACTORY_DATA="/nowhere")
+def test_studies_may_share_a_data_set(project):
+    path = project.write_config("shared", {"structure_2d": {"dataset": "prototypes"}})
+    planned = project.planned("--configfile", path)
+    assert (planned["retrieve_structures"], planned["clean_structures"]) == (1, 1)
+
+
+@pytest.mark.parametrize("key", ["dataset", "structure_2d.dataset"])
+def test_missing_data_file_is_named_with_its_variable(project, key):
+    config: dict = {"dataset": "perov_5"}
+    for section in key.split(".")[-2::-1]:
+        config = {section: config}
+    path = project.write_config("missing", config)
+    result = project.snakemake("-n", "--configfile", path, DIFFRACTORY_DATA="/nowhere")
     output = result.stdout + result.stderr
     assert result.returncode != 0
     assert "/nowhere/perov_5/val.csv, which is not there: set DIFFRACTORY_DATA" in output

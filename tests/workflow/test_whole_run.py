@@ -20,7 +20,10 @@ TABLES = [1, 2, 3, 4, 5, 6, "ablations", "calibration", "prototypes", "robustnes
 FIGURES = [1, 3, 4, 5, 6, 7, 8, "calibration", "robustness", "zone_axes"]
 UED_TABLES = ["accuracy", "experiment", "steering"]
 UED_FIGURES = [1, 2, 3, 4, 5, 6, 7]
+STRUCTURE_2D_TABLES = [1, "ablations", "conditions", "families", "galleries"]
+STRUCTURE_2D_FIGURES = [1, 2, 3, 4, "retrieval"]
 MODELS = ["random_forest", "pe_ag_gmoe", "mvof_ml", "ours", "short"]
+RETRIEVAL_MODELS = ["dd2d", "dd2d_perturbed", "invariant", "invariant_perturbed"]
 OF_ALL_MODELS = {
     "train_random_forest": 1,
     "evaluate_random_forest": 1,
@@ -48,7 +51,11 @@ def edit(project, change):
 
 @pytest.mark.parametrize(
     ("study", "tables", "figures"),
-    [("symmetry", TABLES, FIGURES), ("ued", UED_TABLES, UED_FIGURES)],
+    [
+        ("symmetry", TABLES, FIGURES),
+        ("ued", UED_TABLES, UED_FIGURES),
+        ("structure_2d", STRUCTURE_2D_TABLES, STRUCTURE_2D_FIGURES),
+    ],
 )
 def test_every_table_and_figure_is_there(finished, study, tables, figures):
     results = finished.folder / "results"
@@ -64,8 +71,9 @@ def test_every_table_and_figure_is_there(finished, study, tables, figures):
 
 def test_report_holds_the_tables(finished):
     page = (finished.folder / "results/report.html").read_text()
-    assert page.count("<svg") >= len(FIGURES) + len(UED_FIGURES)
+    assert page.count("<svg") >= len(FIGURES) + len(UED_FIGURES) + len(STRUCTURE_2D_FIGURES)
     assert "Simulated series (abTEM multislice, frozen phonons)" in page
+    assert "embedded 2D prototypes for C2DB" in page
     table = pd.read_csv(finished.folder / "results/tables/symmetry/table_3.csv", dtype=str)
     shown = table[["value", "published"]].fillna("").to_numpy().ravel()
     assert {"89.2", "74.2"} <= set(shown)
@@ -112,6 +120,36 @@ def test_images_are_told_by_networks_that_did_not_see_them(finished):
     assert (probabilities.sum(axis=1) - 1).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("model", [*RETRIEVAL_MODELS, "ablations/small"])
+def test_crystals_of_the_test_are_looked_for_in_every_condition(finished, model):
+    results = finished.folder / "results"
+    layers = pd.read_parquet(results / "structures/layers/relaxed.parquet")
+    said = pd.read_parquet(results / f"evaluation/structure_2d/{model}.parquet")
+    test = layers.material_id[layers.split == "test"].tolist()
+    conditions = yaml.safe_load((finished.folder / "config/config.yaml").read_text())
+    conditions = ["as_simulated", *conditions["structure_2d"]["conditions"]]
+    for gallery, size in (("test", len(test)), ("distractors", 4 * len(test))):
+        for condition in conditions:
+            part = said[(said.condition == condition) & (said.gallery == gallery)]
+            assert part.material_id.tolist() == test
+            assert (part.gallery_size == size).all()
+    assert len(said) == 2 * len(conditions) * len(test)
+
+
+def test_every_layer_is_accounted_for(finished):
+    results = finished.folder / "results"
+    cleaned, layers, rejected = (
+        pd.read_parquet(results / f"structures/layers/{name}.parquet")
+        for name in ("cleaned", "layers", "layers.rejected")
+    )
+    assert sorted([*layers.material_id, *rejected.material_id]) == sorted(cleaned.material_id)
+    for motion in ("unperturbed", "perturbed"):
+        patterns = read_patterns(results / f"patterns/layers/{motion}")
+        left_out = pd.read_parquet(results / f"patterns/layers/{motion}.rejected.parquet")
+        ids = [*patterns.material_id, *left_out.material_id]
+        assert sorted(ids) == sorted(layers.material_id)
+
+
 def test_intensities_are_fractions_of_the_incident_beam(finished):
     patterns = read_patterns(finished.folder / "results/patterns/prototypes/bloch")
     sums = pd.Series(patterns.intensity).groupby(patterns.pattern_of_spot).sum()
@@ -126,7 +164,8 @@ def test_every_stage_left_its_record(finished):
         "retrieve_structures",
         "clean_structures",
         "collect_patterns",
-        *(f"train_{model}" for model in MODELS),
+        "prepare_layers",
+        *(f"train_{model}" for model in [*MODELS, *RETRIEVAL_MODELS, "small"]),
     } <= stages
     assert all(record["peak_memory_gib"] < 4 for record in records)
 
@@ -220,7 +259,7 @@ def test_editing_noise_reruns_what_follows_the_noise_alone(rerun):
     assert rerun.planned(*CI) == SHOWN_UED | {
         "detect_images": 2,
         "train_image_network": 3,
-        "evaluate_classifier": 1,
+        "evaluate_image_network": 1,
         "evaluate_experiment": 2,
         "evaluate_c_vae": 1,
     }
@@ -232,7 +271,7 @@ def test_editing_a_class_reruns_its_set_of_images_alone(rerun):
         "simulate_images": 1,
         "detect_images": 1,
         "train_image_network": 2,
-        "evaluate_classifier": 1,
+        "evaluate_image_network": 1,
         "evaluate_experiment": 2,
         "tabulate_ued": 3,
         "plot_ued": 5,
@@ -243,12 +282,73 @@ def test_editing_a_classifier_reruns_it_and_what_starts_from_it(rerun):
     edit(rerun, ("ued.cnn_syn.training.learning_rate", 0.004))
     assert rerun.planned(*CI) == {
         "train_image_network": 2,
-        "evaluate_classifier": 1,
+        "evaluate_image_network": 1,
         "evaluate_experiment": 2,
         "tabulate_ued": 2,
         "plot_ued": 3,
         "report": 1,
         "all": 1,
+    }
+
+
+SHOWN_STRUCTURE_2D = {
+    "collect_retrieval_examples": 1,
+    "tabulate_structure_2d": 5,
+    "plot_structure_2d": 5,
+    "report": 1,
+    "all": 1,
+}
+"""Jobs that follow the patterns of layers at rest, but for the networks."""
+
+
+def test_editing_a_retrieval_network_reruns_it_on_both_kinds_of_patterns(rerun):
+    edit(rerun, ("structure_2d.invariant.training.learning_rate", 0.001))
+    assert rerun.planned(*CI) == {
+        "train_retrieval_network": 2,
+        "evaluate_retrieval": 2,
+        "tabulate_structure_2d": 4,
+        "plot_structure_2d": 1,
+        "report": 1,
+        "all": 1,
+    }
+
+
+def test_editing_a_retrieval_ablation_reruns_it_and_its_table(rerun):
+    edit(rerun, ("structure_2d.ablations.small.n_heads", 2))
+    assert rerun.planned(*CI) == {
+        "train_retrieval_network": 1,
+        "evaluate_retrieval": 1,
+        "tabulate_structure_2d": 1,
+        "report": 1,
+        "all": 1,
+    }
+
+
+def test_editing_a_condition_trains_nothing(rerun):
+    edit(rerun, ("structure_2d.conditions.rotated", [{"rotation": {"angle": [0.0, 180.0]}}]))
+    expected = {"evaluate_retrieval": 5, "plot_structure_2d": 4}
+    assert rerun.planned(*CI) == SHOWN_STRUCTURE_2D | expected
+
+
+def test_editing_motion_at_rest_leaves_the_layers_and_those_in_motion(rerun):
+    edit(rerun, ("structure_2d.patterns.debye_waller", 0.6))
+    assert rerun.planned(*CI) == SHOWN_STRUCTURE_2D | {
+        "simulate_layers": 1,
+        "train_retrieval_network": 3,
+        "evaluate_retrieval": 5,
+    }
+
+
+def test_everything_of_the_layers_follows_their_relaxation(rerun):
+    edit(rerun, ("structure_2d.relax.relaxed", 1))
+    assert rerun.planned(*CI) == SHOWN_STRUCTURE_2D | {
+        "relax_layers": 1,
+        "perturb_layers": 1,
+        "make_distractors": 1,
+        "simulate_layers": 2,
+        "train_retrieval_network": 5,
+        "evaluate_retrieval": 5,
+        "summarize_layers": 1,
     }
 
 
