@@ -108,7 +108,7 @@ UED = CONFIG["ued"]
 SETS = ("classes", "latent")
 UED_RULES = (
     "calculate_phonons", "simulate_images", "detect_images", "simulate_experiment",
-    "train_image_network", "evaluate_classifier", "evaluate_experiment", "evaluate_c_vae",
+    "train_image_network", "evaluate_image_network", "evaluate_experiment", "evaluate_c_vae",
     "summarize_images", "collect_examples", "tabulate_ued", "plot_ued",
 )  # fmt: skip
 """Rules of the ultrafast-diffraction study; the others are the symmetry study's, but the report."""

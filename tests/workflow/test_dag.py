@@ -24,7 +24,7 @@ REPORT_RULES = {
     "detect_images": 2,
     "simulate_experiment": 1,
     "train_image_network": 3,
-    "evaluate_classifier": 1,
+    "evaluate_image_network": 1,
     "evaluate_experiment": 2,
     "evaluate_c_vae": 1,
     "summarize_images": 1,

@@ -220,7 +220,7 @@ def test_editing_noise_reruns_what_follows_the_noise_alone(rerun):
     assert rerun.planned(*CI) == SHOWN_UED | {
         "detect_images": 2,
         "train_image_network": 3,
-        "evaluate_classifier": 1,
+        "evaluate_image_network": 1,
         "evaluate_experiment": 2,
         "evaluate_c_vae": 1,
     }
@@ -232,7 +232,7 @@ def test_editing_a_class_reruns_its_set_of_images_alone(rerun):
         "simulate_images": 1,
         "detect_images": 1,
         "train_image_network": 2,
-        "evaluate_classifier": 1,
+        "evaluate_image_network": 1,
         "evaluate_experiment": 2,
         "tabulate_ued": 3,
         "plot_ued": 5,
@@ -243,7 +243,7 @@ def test_editing_a_classifier_reruns_it_and_what_starts_from_it(rerun):
     edit(rerun, ("ued.cnn_syn.training.learning_rate", 0.004))
     assert rerun.planned(*CI) == {
         "train_image_network": 2,
-        "evaluate_classifier": 1,
+        "evaluate_image_network": 1,
         "evaluate_experiment": 2,
         "tabulate_ued": 2,
         "plot_ued": 3,

@@ -181,7 +181,7 @@ rule train_image_network:
         "../scripts/train_image_network.py"
 
 
-rule evaluate_classifier:
+rule evaluate_image_network:
     input:
         model="results/models/ued/cnn_syn",
         images=f"{UED_IMAGES}/classes",
@@ -190,7 +190,7 @@ rule evaluate_classifier:
         predictions="results/evaluation/ued/cnn_syn.parquet",
         run="results/evaluation/ued/cnn_syn.run.json",
     log:
-        "logs/evaluate_classifier.log",
+        "logs/evaluate_image_network.log",
     conda:
         "../../envs/training.yaml"
     threads: UED_HARDWARE["threads"]
@@ -206,7 +206,7 @@ rule evaluate_classifier:
         "../scripts/evaluate_image_network.py"
 
 
-use rule evaluate_classifier as evaluate_experiment with:
+use rule evaluate_image_network as evaluate_experiment with:
     input:
         model="results/models/ued/{classifier}",
         images=f"{UED_IMAGES}/experiment",
@@ -222,7 +222,7 @@ use rule evaluate_classifier as evaluate_experiment with:
         seed=config["seed"],
 
 
-use rule evaluate_classifier as evaluate_c_vae with:
+use rule evaluate_image_network as evaluate_c_vae with:
     input:
         model="results/models/ued/c_vae",
         images=f"{UED_IMAGES}/latent",
