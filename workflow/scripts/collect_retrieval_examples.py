@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from diffractory.evaluation.structure_2d_examples import collect_retrieval_examples
-
 from stage import stage
 
 with stage(snakemake.log[0]):

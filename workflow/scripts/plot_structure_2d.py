@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from diffractory.evaluation.structure_2d_figures import make_figure
-
 from stage import stage
 
 with stage(snakemake.log[0]):

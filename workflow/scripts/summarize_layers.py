@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from diffractory.evaluation.structure_2d_examples import summarize_layers
-
 from stage import stage
 
 with stage(snakemake.log[0]):

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from diffractory.evaluation.structure_2d_tables import make_table
-
 from stage import stage
 
 with stage(snakemake.log[0]):
