@@ -116,7 +116,7 @@ def main() -> None:
     expected = atom_loop(compared)
     difference = np.abs(fourier_image(compared, GRID) - expected) / expected
     image = fourier_image(crystals[0], GRID)
-    simulation = single(lambda k: pixel_image(crystals[k % 16], GRID, OVERSAMPLING), 30)
+    simulation = single(lambda k: pixel_image(crystals[k % len(crystals)], GRID, OVERSAMPLING), 30)
     augmentation = single(lambda k: crystal(k), 30)
     noise = single(lambda k: detect(Image(image, GRID.step), DETECTOR, 0, str(k)), 30)
     print(f"{n_atoms:.0f} atoms, {GRID.shape[0]} x {GRID.shape[1]} pixels, {CORES} cores")
@@ -132,7 +132,7 @@ def main() -> None:
     }
     if torch.cuda.is_available():
         fourier_image(crystals[0], GRID, device="cuda")
-        gpu = single(lambda k: fourier_image(crystals[k % 16], GRID, device="cuda"), 100)
+        gpu = single(lambda k: fourier_image(crystals[k % len(crystals)], GRID, device="cuda"), 100)
         on_gpu = fourier_image(compared, GRID, device="cuda")
         print(f"{torch.cuda.get_device_name()}: {gpu * 1e3:.2f} ms an image")
         result |= {
