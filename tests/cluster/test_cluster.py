@@ -26,8 +26,8 @@ def test_whole_run_equals_a_local_one(finished, slurm, tmp_path):
     assert products(tmp_path) == products(finished.folder)
     jobs = submitted(slurm)[before:]
     assert {job["State"] for job in jobs} == {"COMPLETED"}
-    # 70 stages but `all`; 2 of them are one job of structures, and 33 are one of tables and figures
-    assert len(jobs) == 70 - 1 - 1 - 32
+    # 100 stages but `all`; 4 of them are two jobs of structures, 45 are one of tables and figures
+    assert len(jobs) == 100 - 1 - 2 - 44
     assert slurm.run("squeue", "--noheader") == ""
 
 
