@@ -1,14 +1,11 @@
 """Networks of diffraction images: those that there are, trained ones, and what they predict."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from diffractory.models.c_vae import CVae
@@ -16,6 +13,7 @@ from diffractory.models.wide_resnet import WideResNet
 from diffractory.store import InputError, track
 from diffractory.training.batches import check_device, loader
 from diffractory.training.images import ImageBatches
+from diffractory.training.saved import load_trained
 
 BATCH_SIZE = 32
 """Images that a network predicts at a time."""
@@ -60,15 +58,9 @@ def load_image_network(model: Path) -> tuple[ImageNetwork, dict[str, Any]]:
     InputError
         If the folder does not hold one.
     """
-    try:
-        hparams = json.loads((model / "hparams.json").read_text(encoding="utf-8"))
-        network = build(
-            hparams["model"], hparams["network"], hparams["image_shape"], hparams["classes"]
-        )
-        network.load_state_dict(load_file(model / "model.safetensors"))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{model} does not hold a trained network: {error!r}") from error
-    return network.eval(), hparams
+    return load_trained(
+        model, lambda h: build(h["model"], h["network"], h["image_shape"], h["classes"])
+    )
 
 
 def for_inference(network: Network, hardware: Mapping[str, Any]) -> Network:

@@ -1,21 +1,19 @@
 """Networks of spot lists: those that there are, trained ones, and what they predict."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from diffractory.models.mvof_ml import MvofMl
 from diffractory.models.ours import Ours
 from diffractory.models.pe_ag_gmoe import PeAgGmoe
 from diffractory.models.spot_lists import Opinions, SpotListNetwork
-from diffractory.store import InputError, track
+from diffractory.store import track
 from diffractory.training.batches import check_device, loader
+from diffractory.training.saved import load_trained
 from diffractory.training.spots import SpotBatches
 
 NETWORKS: dict[str, type[SpotListNetwork]] = {
@@ -33,13 +31,8 @@ def load_network(model: Path) -> tuple[SpotListNetwork, int]:
     InputError
         If the folder does not hold one.
     """
-    try:
-        hparams = json.loads((model / "hparams.json").read_text(encoding="utf-8"))
-        network = NETWORKS[hparams["model"]](**hparams["network"])
-        network.load_state_dict(load_file(model / "model.safetensors"))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{model} does not hold a trained network: {error!r}") from error
-    return network.eval(), hparams["max_spots"]
+    network, hparams = load_trained(model, lambda h: NETWORKS[h["model"]](**h["network"]))
+    return network, hparams["max_spots"]
 
 
 def predict(
