@@ -157,7 +157,7 @@ class _Gallery:
     ) -> None:
         self.network, self.hardware, self.q_max = network, hardware, simulation["q_max"]
         self.layers = layers_of(crystals)
-        self.embeddings = embed_structures(network, self.layers, hardware)
+        self.embeddings = np.asfortranarray(embed_structures(network, self.layers, hardware))
         structures = [Crystal.from_json(text) for text in crystals["structure"]]
         patterns = layer_patterns(crystals["material_id"].tolist(), structures, simulation)
         self.spots = _spots(patterns)

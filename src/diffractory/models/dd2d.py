@@ -197,8 +197,8 @@ class GeometricEncoder(nn.Module):
 
     def forward(self, crystals: Crystals) -> Tensor:
         """Return shape (B, width)."""
-        x = self.transformer(*self.tokens(crystals))
-        result: Tensor = self.project(x[:, 0] + x[:, -1])
+        ends = self.transformer(*self.tokens(crystals), [0, -1])
+        result: Tensor = self.project(ends.sum(dim=1))
         return result
 
     def tokens(self, crystals: Crystals) -> tuple[Tensor, Tensor]:
@@ -248,7 +248,7 @@ class TextureEncoder(nn.Module):
         token = self.token.expand(len(mask), -1, -1)
         x = torch.cat([token, torch.cat(parts, dim=-1)], dim=1)
         sees = functional.pad(mask, (1, 0), value=True)[:, None, None, :]
-        result: Tensor = self.project(self.transformer(x, sees)[:, 0])
+        result: Tensor = self.project(self.transformer(x, sees, [0])[:, 0])
         return result
 
 
@@ -277,11 +277,22 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(width, n_heads, dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, sees: Tensor) -> Tensor:
-        """Return shape (B, T, width); ``sees`` is broadcast to (B, heads, T, T)."""
-        for layer in self.layers:
+    def forward(self, x: Tensor, sees: Tensor, read: list[int]) -> Tensor:
+        """Return the tokens that are read, shape (B, R, width).
+
+        Parameters
+        ----------
+        x
+            T tokens, shape (B, T, width).
+        sees
+            Which tokens see which, broadcast to shape (B, heads, T, T).
+        read
+            Places of R tokens: the last layer spares the others.
+        """
+        *others, last = self.layers
+        for layer in others:
             x = layer(x, sees)
-        result: Tensor = self.norm(x)
+        result: Tensor = self.norm(last(x, sees, read))
         return result
 
     def attention(self, x: Tensor, sees: Tensor) -> Tensor:
@@ -311,10 +322,13 @@ class Layer(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, sees: Tensor) -> Tensor:
-        """Return shape (B, T, width)."""
-        parts = self.queries_keys_values(x)
-        heads = functional.scaled_dot_product_attention(*parts, attn_mask=sees)
+    def forward(self, x: Tensor, sees: Tensor, read: list[int] | None = None) -> Tensor:
+        """Return all tokens, shape (B, T, width), or those at the R places that are read."""
+        q, k, v = self.queries_keys_values(x)
+        if read is not None:
+            sees = sees.expand(-1, -1, x.shape[1], -1)[:, :, read]
+            q, x = q[:, :, read], x[:, read]
+        heads = functional.scaled_dot_product_attention(q, k, v, attn_mask=sees)
         x = x + self.dropout(self.project_out(heads.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.network(self.norm_2(x)))
 

@@ -1,6 +1,5 @@
 """Networks that find crystals by their patterns: those that there are, trained ones, embeddings."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from diffractory.models.dd2d import DD2D
@@ -17,6 +14,7 @@ from diffractory.models.invariant_2d import Invariant2D
 from diffractory.store import InputError, Patterns, track
 from diffractory.training.batches import check_device
 from diffractory.training.crystals import Layers, padded
+from diffractory.training.saved import load_trained
 
 BATCH_SIZE = 256
 """Structures or patterns that are embedded at a time."""
@@ -34,13 +32,7 @@ def load_retrieval_network(model: Path) -> RetrievalNetwork:
     InputError
         If the folder does not hold one.
     """
-    try:
-        hparams = json.loads((model / "hparams.json").read_text(encoding="utf-8"))
-        network = NETWORKS[hparams["model"]](**hparams["network"])
-        network.load_state_dict(load_file(model / "model.safetensors"))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{model} does not hold a trained network: {error!r}") from error
-    return network.eval()
+    return load_trained(model, lambda h: NETWORKS[h["model"]](**h["network"]))[0]
 
 
 def check_length(network: RetrievalNetwork, layers: Layers) -> None:
