@@ -73,7 +73,7 @@ def test_what_only_one_of_both_has_counts_whole():
     both = (FOUR, np.ones(4))
     spurious = (np.append(FOUR, 0.31 + 0.2j), np.array([1.0, 1.0, 1.0, 1.0, 2.0]))
     assert r_factor(spurious, both) == pytest.approx(2 / 6)
-    # k = 2 / 4, so that R = (2 * 1 / 2 + 2 * 1 / 2) / 2
+    # k = 1 of the two that are there, so that R = (0 + 2 * 1) / 2
     missing = (FOUR[[0, 2]], np.ones(2))
     assert r_factor(missing, both) == pytest.approx(1.0)
 
@@ -86,8 +86,26 @@ def test_spots_beyond_the_pattern_are_not_missed():
 def test_a_spot_too_far_from_its_place_is_another():
     near, far = (np.append(FOUR[:3], FOUR[3] + shift) for shift in (0.01, 0.05))
     assert r_factor((near, np.ones(4)), (FOUR, np.ones(4))) == pytest.approx(0, abs=1e-9)
-    # k = 3 / 4: three spots are off by 1/4, one is not there, and one of the layer is missing
-    assert r_factor((far, np.ones(4)), (FOUR, np.ones(4))) == pytest.approx(0.625)
+    # k = 1 of three spots, one has no partner, and one of the layer is missing
+    assert r_factor((far, np.ones(4)), (FOUR, np.ones(4))) == pytest.approx(0.5)
+
+
+@given(st.floats(-0.9, 1.9))
+@settings(max_examples=25, deadline=None)
+def test_a_pattern_that_falls_off_further_has_its_own_b(b):
+    q, amplitude = layer(OBLIQUE)
+    damped = 3 * amplitude * np.exp(-b * np.abs(q) ** 2 / 4)
+    found = agreement(spots((q, damped)), spots((q, amplitude)), OBLIQUE[None], PAIR, 3.0)
+    assert found.debye_waller[0] == pytest.approx(b, abs=1e-6)
+    assert found.r_factor[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_b_that_atoms_do_not_have_is_not_taken():
+    q, amplitude = layer(OBLIQUE)
+    damped = amplitude * np.exp(-5 * np.abs(q) ** 2 / 4)
+    found = agreement(spots((q, damped)), spots((q, amplitude)), OBLIQUE[None], PAIR, 3.0)
+    assert found.debye_waller[0] == 2.0
+    assert found.r_factor[0] > 0.2
 
 
 def test_a_layer_of_no_matching_size_explains_nothing():

@@ -1,4 +1,4 @@
-"""How well a layer explains a pattern: the R-factor after the best rotation and scale."""
+"""How well a layer explains a pattern: the R-factor after the best rotation, scale and B."""
 
 from typing import NamedTuple
 
@@ -11,6 +11,10 @@ TOLERANCE = 0.02
 
 SCALES = 0.05
 """Largest relative error of the calibration of a pattern that is looked for."""
+
+DEBYE_WALLER = (-1.0, 2.0)
+"""Least and greatest B of a pattern, beyond that of the layer's, that is looked for, square
+angstrom."""
 
 ANCHORS = 6
 """Brightest spots of a layer that are laid on those of a pattern in turn."""
@@ -47,12 +51,15 @@ class Agreement(NamedTuple):
         Factor by which the spots of the layer have to be moved away from the direct beam.
     mirrored
         Whether the layer lies on its other side.
+    debye_waller
+        B by which amplitudes of the layer have to fall off further, square angstrom.
     """
 
     r_factor: NDArray[np.float64]
     rotation: NDArray[np.float64]
     scale: NDArray[np.float64]
     mirrored: NDArray[np.bool_]
+    debye_waller: NDArray[np.float64]
 
 
 def agreement(
@@ -71,8 +78,12 @@ def agreement(
 
         R = sum |A_o - k A_c| / sum A_o
 
-    over the spots of both, with A = 0 where one of them has none, and k of least squares: the
-    conventional R1 of crystallography for amplitudes, with what only one of both has counted.
+    over the spots of both, with A = 0 where one of them has none: the conventional R1 of
+    crystallography for amplitudes, with what only one of both has counted. The amplitudes A_c of
+    the layer fall off by a further exp(-B q^2 / 4), with B from the straight line of
+    ln(A_o / A_c) over q^2 (A. J. C. Wilson, Nature 150, 152 (1942)) that is weighted by A_o^2. B
+    and k, of least squares, are of the spots that belong together, so that a spot that is missing
+    costs no more than itself.
 
     Parameters
     ----------
@@ -88,7 +99,9 @@ def agreement(
         Half the side of the square that the patterns reach over, 1/angstrom.
     """
     found = _agreements(*observed, *layers, cells, pairs, q_max)
-    return Agreement(found[:, 0], np.degrees(found[:, 1]), found[:, 2], found[:, 3] > 0)
+    return Agreement(
+        found[:, 0], np.degrees(found[:, 1]), found[:, 2], found[:, 3] > 0, found[:, 4]
+    )
 
 
 @numba.njit(cache=True, parallel=True)
@@ -103,7 +116,7 @@ def _agreements(
     pairs: NDArray[np.int64],
     q_max: float,
 ) -> NDArray[np.float64]:
-    result = np.empty((len(pairs), 4))
+    result = np.empty((len(pairs), 5))
     for n in numba.prange(len(pairs)):
         o, c = pairs[n]
         some = slice(offsets[o], offsets[o + 1])
@@ -123,8 +136,8 @@ def _best(
     cell: NDArray[np.float64],
     q_max: float,
 ) -> NDArray[np.float64]:
-    """Return R-factor, turn (radian), scale and whether mirrored, of the best placement."""
-    best = np.array([np.inf, 0.0, 1.0, 0.0])
+    """Return R-factor, turn (radian), scale, whether mirrored and B, of the best placement."""
+    best = np.array([np.inf, 0.0, 1.0, 0.0, 0.0])
     order = np.argsort(-layer_amplitude, kind="mergesort")[:ANCHORS]
     for side in range(2):
         # A mirror across the a axis.
@@ -182,7 +195,6 @@ def _try(
     most = (len(table) - 1) // 2
     partner = np.full(len(q), -1)
     taken = np.zeros(len(placed), dtype=np.bool_)
-    products, squares = 0.0, 0.0
     moment, weight = 0.0 + 0.0j, 0.0
     for t in range(len(q)):
         h, k = _lattice(q[t] / turn, cell, side)
@@ -193,23 +205,50 @@ def _try(
         if abs(q[t] - turn * placed[s]) > TOLERANCE:
             continue
         partner[t], taken[s] = s, True
-        products += amplitude[t] * layer_amplitude[s]
         moment += q[t] * np.conj(placed[s])
         weight += abs(placed[s]) ** 2
-    inside = np.empty(len(placed), dtype=np.bool_)
-    for s in range(len(placed)):
-        there = turn * placed[s]
-        inside[s] = taken[s] or max(abs(there.real), abs(there.imag)) <= q_max
-        squares += layer_amplitude[s] ** 2 * inside[s]
+    debye_waller = _wilson(q, amplitude, layer_amplitude, partner)
+    calculated = layer_amplitude * np.exp(-debye_waller * np.abs(turn * placed) ** 2 / 4)
+    products, squares = 0.0, 0.0
+    for t in range(len(q)):
+        if partner[t] >= 0:
+            products += amplitude[t] * calculated[partner[t]]
+            squares += calculated[partner[t]] ** 2
     factor = products / squares if squares else 0.0
     difference = 0.0
     for t in range(len(q)):
-        theirs = layer_amplitude[partner[t]] if partner[t] >= 0 else 0.0
+        theirs = calculated[partner[t]] if partner[t] >= 0 else 0.0
         difference += abs(amplitude[t] - factor * theirs)
     for s in range(len(placed)):
-        if inside[s] and not taken[s]:
-            difference += factor * layer_amplitude[s]
+        there = turn * placed[s]
+        if not taken[s] and max(abs(there.real), abs(there.imag)) <= q_max:
+            difference += factor * calculated[s]
     r = difference / amplitude.sum()
     if r < best[0]:
         best[0], best[1], best[2], best[3] = r, np.angle(turn), abs(turn), side
+        best[4] = debye_waller
     return moment / weight if weight else turn
+
+
+@numba.njit(cache=True)
+def _wilson(
+    q: NDArray[np.complex128],
+    amplitude: NDArray[np.float64],
+    layer_amplitude: NDArray[np.float64],
+    partner: NDArray[np.int64],
+) -> float:
+    """Return B of the spots that have a partner, square angstrom; 0 if all are as far out."""
+    both = partner >= 0
+    a, b = amplitude[both], layer_amplitude[partner[both]]
+    q2 = np.abs(q[both]) ** 2
+    counted = (a > 0) & (b > 0)
+    if not counted.any():
+        return 0.0
+    a, b, q2 = a[counted], b[counted], q2[counted]
+    weight = a**2 / (a**2).sum()
+    away = q2 - (weight * q2).sum()
+    variance = (weight * away**2).sum()
+    if variance < 1e-9:
+        return 0.0
+    slope = (weight * away * np.log(a / b)).sum() / variance
+    return min(max(-4 * slope, DEBYE_WALLER[0]), DEBYE_WALLER[1])

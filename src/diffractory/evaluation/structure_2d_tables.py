@@ -108,8 +108,8 @@ NOTES = (
 
 CHECKED_NOTE = (
     "Checked: patterns of the first candidates are simulated, and the candidates put in the order "
-    "of their R-factors, after the best rotation and scale. A crystal that is not among them keeps "
-    "its rank."
+    "of their R-factors, after the best rotation, scale and fall-off. A crystal that is not among "
+    "them keeps its rank."
 )
 
 
