@@ -90,7 +90,6 @@ def evaluate_retrieval(
     InputError
         If there is no test pattern, an input cannot be used, or the device is not there.
     """
-    torch.set_num_threads(hardware["threads"])
     inputs = [model / "model.safetensors", model / "hparams.json", layers, patterns, distractors]
     config = {"evaluation": dict(settings), "patterns": dict(simulation)}
     config["hardware"] = dict(hardware)
@@ -156,6 +155,7 @@ class _Gallery:
         hardware: Mapping[str, Any],
     ) -> None:
         self.network, self.hardware, self.q_max = network, hardware, simulation["q_max"]
+        self._set_threads()
         self.layers = layers_of(crystals)
         self.embeddings = np.asfortranarray(embed_structures(network, self.layers, hardware))
         structures = [Crystal.from_json(text) for text in crystals["structure"]]
@@ -165,6 +165,7 @@ class _Gallery:
     def answers(self, patterns: Patterns, k: int) -> pd.DataFrame:
         """Return what is found for each of the first P crystals from its pattern."""
         truth = np.arange(len(patterns))
+        self._set_threads()
         asked = embed_patterns(self.network, patterns, self.hardware)
         best = search(asked, self.embeddings, truth, k)
         pairs = np.column_stack([np.repeat(truth, best.place.shape[1]), best.place.ravel()])
@@ -184,6 +185,10 @@ class _Gallery:
         pairs = _alike(self.layers.cell[:, :2, :2])
         r_factor = self._r_factors(self.spots, pairs)
         return np.bincount(pairs[r_factor < TWIN, 0], minlength=len(self.layers))
+
+    def _set_threads(self) -> None:
+        # Numba's parallel loops set the threads of torch to their own, all of the machine's.
+        torch.set_num_threads(self.hardware["threads"])
 
     def _r_factors(self, spots: Spots, pairs: NDArray[np.int64]) -> NDArray[np.float64]:
         cells = np.ascontiguousarray(self.layers.cell[:, :2, :2])
