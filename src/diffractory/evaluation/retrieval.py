@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pandas as pd
 import torch
@@ -95,6 +96,9 @@ def evaluate_retrieval(
     config["hardware"] = dict(hardware)
     stage, device = "evaluate_retrieval", hardware["device"]
     with recorded(run, stage, config, inputs, [predictions], seed, device) as facts:
+        # Before Numba's first parallel loop, which sets the threads of torch to its own.
+        numba.set_num_threads(min(hardware["threads"], numba.get_num_threads()))
+        torch.set_num_threads(hardware["threads"])
         network = load_retrieval_network(model)
         queries, truth = _test_patterns(layers, patterns)
         others = pd.read_parquet(distractors, columns=["material_id", "structure"])
@@ -155,7 +159,6 @@ class _Gallery:
         hardware: Mapping[str, Any],
     ) -> None:
         self.network, self.hardware, self.q_max = network, hardware, simulation["q_max"]
-        self._set_threads()
         self.layers = layers_of(crystals)
         self.embeddings = np.asfortranarray(embed_structures(network, self.layers, hardware))
         structures = [Crystal.from_json(text) for text in crystals["structure"]]
@@ -165,7 +168,6 @@ class _Gallery:
     def answers(self, patterns: Patterns, k: int) -> pd.DataFrame:
         """Return what is found for each of the first P crystals from its pattern."""
         truth = np.arange(len(patterns))
-        self._set_threads()
         asked = embed_patterns(self.network, patterns, self.hardware)
         best = search(asked, self.embeddings, truth, k)
         pairs = np.column_stack([np.repeat(truth, best.place.shape[1]), best.place.ravel()])
@@ -185,10 +187,6 @@ class _Gallery:
         pairs = _alike(self.layers.cell[:, :2, :2])
         r_factor = self._r_factors(self.spots, pairs)
         return np.bincount(pairs[r_factor < TWIN, 0], minlength=len(self.layers))
-
-    def _set_threads(self) -> None:
-        # Numba's parallel loops set the threads of torch to their own, all of the machine's.
-        torch.set_num_threads(self.hardware["threads"])
 
     def _r_factors(self, spots: Spots, pairs: NDArray[np.int64]) -> NDArray[np.float64]:
         cells = np.ascontiguousarray(self.layers.cell[:, :2, :2])
