@@ -14,6 +14,7 @@ include: "workflow/rules/patterns.smk"
 include: "workflow/rules/symmetry.smk"
 include: "workflow/rules/ued.smk"
 include: "workflow/rules/structure_2d.smk"
+include: "workflow/rules/generation.smk"
 include: "workflow/rules/report.smk"
 
 

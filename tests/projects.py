@@ -11,6 +11,13 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
+OF_EACH_STUDY = (
+    "results/tables/symmetry/table_1.csv",
+    "results/tables/ued/table_accuracy.csv",
+    "results/figures/structure_2d/figure_3.svg",
+    "results/evaluation/generation/perovskites/ours.parquet",
+)
+"""What is equal only if all before it is: stores, models and predictions of each study."""
 PARTS = ["Snakefile", "workflow", "config", "profiles", "slurm", "envs"]
 
 

@@ -2,6 +2,7 @@
 
 # Functions of the package are imported by the command that calls them, so that help is at once.
 
+import os
 import sys
 from contextlib import suppress
 from datetime import UTC, timedelta
@@ -103,6 +104,54 @@ def steer(
             scores.append(score)
             print(line(score.fields, sys.stdout.isatty()), flush=True)
     print(summary(scores), file=sys.stderr)
+
+
+@app.command()
+def evaluate_structures(
+    generated: Annotated[
+        Path, typer.Argument(help="Folder of CIF or POSCAR files, or a .csv or .parquet table.")
+    ],
+    reference: Annotated[Path, typer.Argument(help="The same, such as the test set.")],
+    paired: Annotated[
+        bool, typer.Option(help="Compare structures of the same name: reconstruction.")
+    ] = False,
+    structure_cutoff: Annotated[
+        float, typer.Option(help="Of COV-R and COV-P; 0.2 for Perov-5 and Carbon-24.")
+    ] = 0.4,
+    composition_cutoff: Annotated[
+        float, typer.Option(help="Of COV-R and COV-P; 4 for Perov-5 and Carbon-24.")
+    ] = 10.0,
+    energies: Annotated[bool, typer.Option(help="Formation energies too, by CHGNet.")] = False,
+    processes: Annotated[int | None, typer.Option(min=1, help="By default one a core.")] = None,
+) -> None:
+    """Judge generated crystals: validity, coverage, distributions, uniqueness, novelty."""
+    from diffractory.evaluation.evaluate_structures import (
+        evaluate_generated,
+        evaluate_pairs,
+        lines,
+        read_collection,
+    )
+
+    workers = processes or os.cpu_count() or 1
+    ours, theirs = (read_collection(path, paired, workers) for path in (generated, reference))
+    for path, found in ((generated, ours), (reference, theirs)):
+        for name, reason in found.unreadable.items():
+            print(f"{path}: {name} is left out: {reason}", file=sys.stderr)
+        total = len(found.cells) + len(found.unreadable)
+        print(f"{path}: {len(found.cells):,} of {total:,} structures read")
+    if paired:
+        names = [name for name in ours.cells if name in theirs.cells]
+        print(f"{len(names):,} pairs of the same name")
+        if not names:
+            raise InputError("no two structures have the same name: leave out --paired")
+        made, true = ([found.cells[name] for name in names] for found in (ours, theirs))
+        rows = evaluate_pairs(made, true, workers)
+    else:
+        made, true = (list(found.cells.values()) for found in (ours, theirs))
+        rows = evaluate_generated(
+            made, true, structure_cutoff, composition_cutoff, energies, workers
+        )
+    print(*lines(rows), sep="\n")
 
 
 def _print(content: Tree | Text | str) -> None:

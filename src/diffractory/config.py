@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,18 @@ def validate(config: Mapping[str, Any], schema: Path, defaults: Path) -> None:
         known = list(_keys(yaml.safe_load(defaults.read_text(encoding="utf-8"))))
         unknown = [e for e in errors if e.validator == "additionalProperties"]
         raise InputError(_sentence(unknown[0] if unknown else best_match(errors), known))
-    chosen = {
-        "dataset": config["dataset"],
-        "structure_2d.dataset": config["structure_2d"]["dataset"],
-    }
-    names = list(config["datasets"])
-    for key, name in chosen.items():
+    datasets, generation = list(config["datasets"]), config["generation"]
+    chosen = [
+        ("dataset", config["dataset"], datasets),
+        ("structure_2d.dataset", config["structure_2d"]["dataset"], datasets),
+        *((f"generation.datasets.{n}", x, datasets) for n, x in enumerate(generation["datasets"])),
+        (
+            "generation.ground_state.dataset",
+            generation["ground_state"]["dataset"],
+            generation["datasets"],
+        ),
+    ]
+    for key, name, names in chosen:
         if name not in names:
             close = get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
@@ -124,5 +131,10 @@ def _in_order(config: Any, defaults: Any) -> Any:
 
 
 def local_paths(settings: Mapping[str, Any]) -> list[str]:
-    """Return the local files or folders that an entry of ``datasets`` is read from."""
-    return [path for path in settings.get("paths", [settings.get("path")]) if path]
+    """Return the local files or folders that an entry of ``datasets`` is read from and must have.
+
+    Files with a URL are not among them: they are downloaded where they are not there.
+    """
+    paths = settings.get("paths", [settings.get("path")])
+    urls = zip_longest(paths, settings.get("urls", []))
+    return [path for path, url in urls if path and not url]

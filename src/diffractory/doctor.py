@@ -42,7 +42,7 @@ QUEUE_TIME = 30
 
 SLURM_PROFILE = "profiles/slurm/config.yaml"
 
-STUDIES = ("symmetry", "ued", "structure_2d")
+STUDIES = ("symmetry", "ued", "structure_2d", "generation")
 
 DEVICES = f"simulate.device, ued.images.device and hardware.device of {', '.join(STUDIES)}"
 """Keys of the configuration that name what is computed on."""
@@ -345,7 +345,7 @@ def api_key(config: Mapping[str, Any]) -> Finding:
 def calculators(config: Mapping[str, Any]) -> Iterator[Finding]:
     """Start the calculators of forces that a run uses."""
     layers = config["structure_2d"]
-    names = [config["ued"]["calculator"]]
+    names = [config["ued"]["calculator"], config["generation"]["ground_state"]["calculator"]]
     if layers["relax"]["relaxed"] or layers["perturb"]["method"] == "dynamics":
         names.append(layers["calculator"])
     for name in dict.fromkeys(names):
@@ -355,7 +355,10 @@ def calculators(config: Mapping[str, Any]) -> Iterator[Finding]:
 
             calculator(name)
         except (InputError, ImportError) as error:
-            advice = "install what is missing, or set calculator of ued and structure_2d to another"
+            advice = (
+                "install what is missing, or set calculator of ued, structure_2d and "
+                "generation.ground_state to another"
+            )
             yield Finding("problem", check, str(error), advice)
         else:
             yield Finding("ok", check, "starts")
@@ -379,7 +382,10 @@ def data_files(config: Mapping[str, Any], folder: Path) -> Iterator[Finding]:
 
 def _datasets(config: Mapping[str, Any]) -> set[str]:
     """Return the names of the data sets that a run reads."""
-    return {config["dataset"], config["structure_2d"]["dataset"]} if config else set()
+    if not config:
+        return set()
+    others = config["generation"]["datasets"]
+    return {config["dataset"], config["structure_2d"]["dataset"], *others}
 
 
 def recorded_results(results: Path) -> Iterator[Finding]:

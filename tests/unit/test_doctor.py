@@ -132,7 +132,9 @@ def test_a_key_is_needed_for_one_source_only(project, monkeypatch):
 def test_every_study_has_its_data_set(project):
     config = doctor.read_config(project)
     config["structure_2d"]["dataset"] = "perov_5"
-    assert by_check(doctor.data_files(config, project))["data set perov_5"].status == "problem"
+    config["generation"]["datasets"] = ["perovskites", "carbon_24"]
+    found = by_check(doctor.data_files(config, project))
+    assert found["data set perov_5"].status == found["data set carbon_24"].status == "problem"
     config["structure_2d"]["dataset"] = "materials_project"
     assert doctor.api_key(config).status == "problem"
 
@@ -166,7 +168,7 @@ def test_memory_is_compared_with_the_configuration(project):
     assert doctor.processors({}).status == "ok"
 
 
-@pytest.mark.parametrize("study", ["symmetry", "ued", "structure_2d"])
+@pytest.mark.parametrize("study", ["symmetry", "ued", "structure_2d", "generation"])
 def test_a_gpu_is_missed_where_the_configuration_names_one(project, study):
     import torch
 
@@ -180,7 +182,7 @@ def test_a_gpu_is_missed_where_the_configuration_names_one(project, study):
 
 def test_calculators_are_started_where_a_run_uses_them(project):
     config = doctor.read_config(project)
-    config["ued"]["calculator"] = "emt"
+    config["ued"]["calculator"] = config["generation"]["ground_state"]["calculator"] = "emt"
     config["structure_2d"] |= {"calculator": "no_such_package:Forces"}
     emt = Finding("ok", "calculator emt", "starts")
     assert list(doctor.calculators(config)) == [emt]

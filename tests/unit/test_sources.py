@@ -1,4 +1,5 @@
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ import pytest
 from ase.build import mx2
 from pymatgen.core import Lattice, Structure
 
+from diffractory.config import local_paths
 from diffractory.store import InputError
 from diffractory.structures.sources import (
     SOURCES,
@@ -29,6 +31,7 @@ from diffractory.structures.sources import (
     retrieve_structures,
     structure_folder,
     structure_table,
+    web,
 )
 from diffractory.structures.sources.base import RetrievedStructure
 
@@ -42,16 +45,19 @@ needs_data = pytest.mark.skipif(
 
 @dataclass
 class Server:
-    """A server on loopback; ``respond`` gives status and body, or None to drop the connection."""
+    """A server on loopback; ``respond`` gives status and body, or None to drop the connection.
 
-    respond: Callable[["Server", str, dict[str, str], Any], tuple[int, str] | None]
+    A third value is the length to promise: the connection is dropped before all of it has come.
+    """
+
+    respond: Callable[["Server", str, dict[str, str], Any], tuple[Any, ...] | None]
     requests: list[str] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
     url: str = ""
 
 
 @contextlib.contextmanager
-def serve(respond: Callable[..., tuple[int, str] | None]) -> Iterator[Server]:
+def serve(respond: Callable[..., tuple[Any, ...] | None]) -> Iterator[Server]:
     server = Server(respond)
 
     class Handler(BaseHTTPRequestHandler):
@@ -66,9 +72,9 @@ def serve(respond: Callable[..., tuple[int, str] | None]) -> Iterator[Server]:
                 self.end_headers()
                 self.wfile.write(b'{"data": [')
                 return
-            status, body = answer
+            status, body, *promised = answer
             self.send_response(status)
-            self.send_header("Content-Length", str(len(body.encode())))
+            self.send_header("Content-Length", str(*promised or [len(body.encode())]))
             self.end_headers()
             self.wfile.write(body.encode())
 
@@ -89,8 +95,8 @@ def serve(respond: Callable[..., tuple[int, str] | None]) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def _fast_retries(monkeypatch):
-    monkeypatch.setattr(optimade, "RETRIES", 2)
-    monkeypatch.setattr(optimade, "BACKOFF", 0.001)
+    monkeypatch.setattr(web, "RETRIES", 2)
+    monkeypatch.setattr(web, "BACKOFF", 0.001)
 
 
 def unreachable() -> str:
@@ -192,7 +198,11 @@ def test_parquet_gives_the_same_as_csv(tmp_path):
     rows = pd.DataFrame({"id": ["0012", None, "e"], "cif": ["data_é\n", "x", None], "other": 1.0})
     rows.to_parquet(tmp_path / "t.parquet")
     rows.to_csv(tmp_path / "t.csv", index=False)
-    assert table(tmp_path / "t.parquet") == table(tmp_path / "t.csv")
+    contents = [
+        [(s.material_id, s.content) for s in table(tmp_path / name)]
+        for name in ("t.parquet", "t.csv")
+    ]
+    assert contents[0] == contents[1]
     assert [s.material_id for s in table(tmp_path / "t.parquet")] == ["0012", "t_row_2", "e"]
     rows["id"] = [7, 8, 9]
     rows["cif"] = [b"\xe9", b"", b"z"]
@@ -241,6 +251,122 @@ def test_perov_5():
     assert found[0].material_id == "18517"
     first = Structure.from_str(found[0].content.decode(), fmt="cif")
     assert first.composition.formula == "Cd1 Cu1 N3"
+
+
+PUBLISHED = "id,cif\n" + "".join(f"m{n},data_{n}\n" for n in range(100))
+SHA256 = hashlib.sha256(PUBLISHED.encode()).hexdigest()
+
+
+def web_table(tmp_path: Path, url: str, digest: str | None = SHA256) -> list[RetrievedStructure]:
+    """Read a local table and one from the web."""
+    (tmp_path / "data").mkdir(exist_ok=True)
+    (tmp_path / "data/val.csv").write_text("id,cif\nlocal,data_x\n")
+    settings = {
+        "source": "structure_table",
+        "paths": ["val.csv", "set/train.csv"],
+        "urls": [None, f"{url}/train.csv"],
+        "sha256": [None, digest],
+        "id_column": "id",
+        "structure_column": "cif",
+    }
+    return list(SOURCES["structure_table"](settings, tmp_path / "data", tmp_path / "download"))
+
+
+def ranged(server, path, parameters, headers):
+    """Send the published table, or the rest of it; while broken, only 500 bytes at a time."""
+    first = int(headers.get("Range", "bytes=0-")[6:-1])
+    status = 206 if "Range" in headers and "no ranges" not in server.broken else 200
+    body = PUBLISHED[first:] if status == 206 else PUBLISHED
+    if not body:
+        return 416, ""
+    return (status, body[:500], len(body)) if "slow" in server.broken else (status, body)
+
+
+def test_table_is_downloaded_where_it_is_not_there(tmp_path):
+    with serve(ranged) as server:
+        found = web_table(tmp_path, server.url)
+        assert [s.material_id for s in found] == ["local", *(f"m{n}" for n in range(100))]
+        assert {s.source for s in found[1:]} == {"structure_table:set/train.csv"}
+        assert server.requests == ["/train.csv"]
+        assert web_table(tmp_path, server.url) == found
+        own = tmp_path / "data/set/train.csv"
+        own.parent.mkdir()
+        own.write_text(PUBLISHED)
+        assert web_table(tmp_path, server.url) == found
+        assert server.requests == ["/train.csv"]
+
+
+@pytest.mark.parametrize("digest", [SHA256, SHA256.upper(), None])
+def test_download_goes_on_where_it_stopped(tmp_path, monkeypatch, digest):
+    monkeypatch.setattr(structure_table, "BLOCK", 100)
+    with serve(ranged) as server:
+        server.broken.add("slow")
+        for _ in range(2):
+            with pytest.raises(InputError, match=r"/train.csv could not be downloaded .* go on"):
+                web_table(tmp_path, server.url, digest)
+        (partial,) = (tmp_path / "download/set").iterdir()
+        assert partial.read_text() == PUBLISHED[:999]
+        server.broken.clear()
+        web_table(tmp_path, server.url, digest)
+        assert (tmp_path / "download/set/train.csv").read_text() == PUBLISHED
+        assert not partial.exists()
+
+
+def test_download_killed_before_its_last_step_is_whole(tmp_path):
+    partial = tmp_path / "download/set/.train.csv.partial"
+    partial.parent.mkdir(parents=True)
+    partial.write_text(PUBLISHED)
+    with serve(ranged) as server:
+        web_table(tmp_path, server.url)
+    assert (tmp_path / "download/set/train.csv").read_text() == PUBLISHED
+
+
+def test_download_starts_again_where_the_server_sends_no_part_or_has_less(tmp_path):
+    partial = tmp_path / "download/set/.train.csv.partial"
+    partial.parent.mkdir(parents=True)
+    with serve(ranged) as server:
+        partial.write_text(PUBLISHED + "more")
+        with pytest.raises(InputError, match="shorter than it was: run again"):
+            web_table(tmp_path, server.url)
+        server.broken.add("no ranges")
+        partial.write_text("older,")
+        web_table(tmp_path, server.url)
+    assert (tmp_path / "download/set/train.csv").read_text() == PUBLISHED
+
+
+def test_wrong_checksum_is_named_for_downloads_and_own_files(tmp_path):
+    with serve(ranged) as server:
+        for folder in ("download", "data"):
+            file = tmp_path / folder / "set/train.csv"
+            with pytest.raises(
+                InputError, match=f"its SHA-256 is {SHA256}.* correct sha256"
+            ) as error:
+                web_table(tmp_path, server.url, "0" * 64)
+            assert str(error.value).startswith(f"{file} is not the file")
+            own = tmp_path / "data/set/train.csv"
+            own.parent.mkdir(exist_ok=True)
+            own.write_text(PUBLISHED)
+
+
+def test_table_without_network_says_what_to_do(tmp_path):
+    url = unreachable()
+    with pytest.raises(InputError, match=r"where there is a network.* or put the file") as error:
+        web_table(tmp_path, url)
+    assert f"{url}/train.csv" in str(error.value)
+    with (
+        serve(lambda *_: (404, "")) as server,
+        pytest.raises(InputError, match=r"answered 404 .*correct urls"),
+    ):
+        web_table(tmp_path, server.url)
+
+
+def test_urls_and_checksums_go_with_paths(tmp_path):
+    settings = {"paths": ["a.csv", "b.csv"], "id_column": "id", "structure_column": "cif"}
+    for key in ("urls", "sha256"):
+        with pytest.raises(InputError, match=f"{key} of a data set has 1 entries and paths 2"):
+            list(structure_table.retrieve({**settings, key: [None]}, tmp_path, tmp_path))
+    assert local_paths(settings) == ["a.csv", "b.csv"]
+    assert local_paths({**settings, "urls": [None, "http://b"]}) == ["a.csv"]
 
 
 # --- C2DB file --------------------------------------------------------------------------------

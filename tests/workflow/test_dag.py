@@ -9,8 +9,8 @@ import pytest
 
 SCALES = ["ci", "desk", "bench", "paper"]
 REPORT_RULES = {
-    "retrieve_structures": 2,
-    "clean_structures": 2,
+    "retrieve_structures": 3,
+    "clean_structures": 3,
     "split_structures": 1,
     "collect_patterns": 1,
     "perturb_patterns": 1,
@@ -39,6 +39,9 @@ REPORT_RULES = {
     "summarize_layers": 1,
     "collect_retrieval_examples": 1,
     "plot_structure_2d": 5,
+    "trace_crystal": 1,
+    "tabulate_generation": 7,
+    "plot_generation": 6,
     "report": 1,
     "all": 1,
 }
@@ -52,11 +55,46 @@ OF_THE_NETWORKS = {
 }
 """Jobs of a config without ablations; each is one more of the first two of its study, and all have
 one table."""
+OF_THE_CRYSTALS = {
+    "prepare_crystals": 1,
+    "fingerprint_crystals": 1,
+    "summarize_crystals": 1,
+    "train_generator": 10,
+    "sample_crystals": 10,
+    "evaluate_reconstruction": 10,
+    "evaluate_generation": 10,
+}
+"""Jobs of each data set of the generation study: eight models, two of them on a second split."""
 
 
 def test_default_dag(project):
     shards = {"simulate_patterns": 2, "simulate_images": 2}
-    assert project.planned() == REPORT_RULES | OF_THE_NETWORKS | shards
+    expected = REPORT_RULES | OF_THE_NETWORKS | OF_THE_CRYSTALS | shards
+    assert project.planned() == expected | {"relax_generated": 4}
+
+
+def test_each_data_set_of_crystals_has_models_of_its_own(project):
+    config = {"generation": {"datasets": ["prototypes", "perovskites"], "disjoint": ["ours"]}}
+    config["generation"]["ground_state"] = {"models": ["ours"]}
+    planned = project.planned("--configfile", project.write_config("two", config))
+    of_models = {rule: 18 for rule, n in OF_THE_CRYSTALS.items() if n > 1}
+    of_sets = {rule: 2 for rule, n in OF_THE_CRYSTALS.items() if n == 1}
+    of_sets |= {"retrieve_structures": 3, "clean_structures": 3, "relax_generated": 1}
+    assert (of_models | of_sets).items() <= planned.items()
+
+
+def test_files_with_a_url_need_not_be_there(project):
+    table = {"source": "structure_table", "structure_column": "cif", "id_column": "id"}
+    table |= {"paths": ["a.csv", "b.csv"], "urls": ["http://127.0.0.1:9/a.csv", None]}
+    config = {"datasets": {"mine": table}, "generation": {"datasets": ["mine"]}}
+    config["generation"]["ground_state"] = {"dataset": "mine"}
+    path = project.write_config("url", config)
+    result = project.snakemake("-n", "--configfile", path, DIFFRACTORY_DATA="/nowhere")
+    assert result.returncode != 0
+    assert "/nowhere/b.csv, which is not there" in result.stdout + result.stderr
+    table["urls"][1] = "http://127.0.0.1:9/b.csv"
+    project.write_config("url", config)
+    assert project.planned("--configfile", path, DIFFRACTORY_DATA="/nowhere")["train_generator"]
 
 
 def test_ablations_are_networks_and_a_table(project):
@@ -213,11 +251,16 @@ def test_studies_may_share_a_data_set(project):
     assert (planned["retrieve_structures"], planned["clean_structures"]) == (1, 1)
 
 
-@pytest.mark.parametrize("key", ["dataset", "structure_2d.dataset"])
-def test_missing_data_file_is_named_with_its_variable(project, key):
-    config: dict = {"dataset": "perov_5"}
-    for section in key.split(".")[-2::-1]:
-        config = {section: config}
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"dataset": "perov_5"},
+        {"structure_2d": {"dataset": "perov_5"}},
+        {"generation": {"datasets": ["perovskites", "perov_5"]}},
+    ],
+    ids=["symmetry", "structure_2d", "generation"],
+)
+def test_missing_data_file_is_named_with_its_variable(project, config):
     path = project.write_config("missing", config)
     result = project.snakemake("-n", "--configfile", path, DIFFRACTORY_DATA="/nowhere")
     output = result.stdout + result.stderr

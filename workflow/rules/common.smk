@@ -45,7 +45,9 @@ def source_files(dataset):
     ]
 
 
-for dataset in dict.fromkeys([DATASET, config["structure_2d"]["dataset"]]):
+for dataset in dict.fromkeys(
+    [DATASET, config["structure_2d"]["dataset"], *config["generation"]["datasets"]]
+):
     for file in source_files(dataset):
         if not os.path.exists(file):
             raise WorkflowError(
@@ -302,3 +304,99 @@ def shown_retrieval_examples(name):
     """Return the example that a figure shows, if any."""
     shows = name in STRUCTURE_2D_FIGURES_WITH_EXAMPLES
     return ["results/evaluation/structure_2d/examples.parquet"] if shows else []
+
+
+def generator_kind(generator):
+    """Return which network a model of crystals is."""
+    return "ftcp" if generator.startswith("ftcp") else "crystal_vae"
+
+
+def split_of_generator(generator):
+    """Return the split that a model of crystals learns from."""
+    return "disjoint_split" if generator.endswith("_disjoint") else "split"
+
+
+def generator_settings(generator):
+    """Return the settings of a model of crystals, of its own process alone."""
+    model = generator.removesuffix("_disjoint")
+    sizes = {"max_sites": CRYSTALS["crystals"]["max_sites"]}
+    if model == "ftcp":
+        ftcp = CRYSTALS["ftcp"]
+        return {"network": ftcp["network"] | sizes, "training": ftcp["training"]}
+    own = CRYSTALS["models"][model]
+    of_process = {
+        "ddpm": ["steps", "beta_min", "beta_max"],
+        "score_matching": ["langevin"],
+        "flow": ["flow_steps"],
+    }
+    keys = [*of_process[own["process"]], "type_sigma_min", "type_sigma_max"]
+    diffusion = {key: CRYSTALS["diffusion"][key] for key in keys}
+    network = CRYSTALS["network"] | own | sizes | {"diffusion": diffusion}
+    return {"network": network, "training": CRYSTALS["training"]}
+
+
+def sampling_settings(generator):
+    """Return how many crystals a model makes, and in which further ways."""
+    sampling = CRYSTALS["sampling"]
+    samplers = ["eq_6"] if generator in sampling["eq_6"] else []
+    samplers += [f"steps_{n}" for n in sampling["steps"].get(generator, [])]
+    numbers = {
+        key: sampling[key] for key in ("reconstructed", "generated", "batch_size")
+    }
+    return numbers | {"samplers": samplers}
+
+
+def matching_settings():
+    """Return when two crystals are one."""
+    return {
+        key: CRYSTALS["evaluation"][key] for key in ("tolerances", "seconds_per_pair")
+    }
+
+
+def relaxation_settings():
+    """Return how generated crystals are relaxed."""
+    keys = ["crystals", "pressure", "max_force", "max_steps", "seconds_per_crystal"]
+    return {key: GROUND_STATE[key] for key in keys}
+
+
+def judged(read):
+    """Return files by kind: of every data set, and of the models that each kind is read of."""
+    patterns = {
+        "reconstructed": f"{JUDGED}/{{dataset}}/{{model}}.parquet",
+        "generated": f"{JUDGED}/{{dataset}}/{{model}}.generated.parquet",
+        "reference": f"{JUDGED}/{{dataset}}/{{model}}.generated.reference.parquet",
+        "relaxed": f"{JUDGED}/{GROUND_STATE['dataset']}/{{model}}.relaxed.parquet",
+        "samples": f"{GENERATED}/{{dataset}}/{{model}}.parquet",
+        "models": "results/models/generation/{dataset}/{model}",
+    }
+    return {
+        kind: list(
+            dict.fromkeys(
+                expand(pattern, dataset=CRYSTAL_SETS, model=read.get(kind, []))
+            )
+        )
+        for kind, pattern in patterns.items()
+    }
+
+
+def generation_context(name):
+    """Return what a table or figure says about its run."""
+    cutoffs = CRYSTALS["evaluation"]["cutoffs"]
+    context = {
+        "scale": config["scale"],
+        "sources": {dataset: config["datasets"][dataset] for dataset in CRYSTAL_SETS},
+        "tolerances": CRYSTALS["evaluation"]["tolerances"],
+        "cutoffs": {
+            dataset: cutoffs.get(dataset, cutoffs["mp_20"]) for dataset in CRYSTAL_SETS
+        },
+        "calculator": GROUND_STATE["calculator"],
+        "pressure": GROUND_STATE["pressure"],
+    }
+    if name == "steps":
+        own = {
+            "ddpm": CRYSTALS["diffusion"]["steps"],
+            "flow": CRYSTALS["diffusion"]["flow_steps"],
+        }
+        processes = {name: CRYSTALS["models"][name]["process"] for name in TIME_REDUCED}
+        context["steps"] = {name: own[process] for name, process in processes.items()}
+    return context

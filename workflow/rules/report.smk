@@ -2,10 +2,12 @@ rule report:
     input:
         tables=expand("results/tables/symmetry/table_{n}.csv", n=SYMMETRY_TABLES)
         + expand("results/tables/ued/table_{n}.csv", n=UED_TABLES)
-        + expand("results/tables/structure_2d/table_{n}.csv", n=STRUCTURE_2D_TABLES),
+        + expand("results/tables/structure_2d/table_{n}.csv", n=STRUCTURE_2D_TABLES)
+        + expand("results/tables/generation/table_{n}.csv", n=GENERATION_TABLES),
         figures=expand("results/figures/symmetry/figure_{n}.svg", n=SYMMETRY_FIGURES)
         + expand("results/figures/ued/figure_{n}.svg", n=UED_FIGURES)
-        + expand("results/figures/structure_2d/figure_{n}.svg", n=STRUCTURE_2D_FIGURES),
+        + expand("results/figures/structure_2d/figure_{n}.svg", n=STRUCTURE_2D_FIGURES)
+        + expand("results/figures/generation/figure_{n}.svg", n=GENERATION_FIGURES),
         records=[
             f"results/structures/{DATASET}/retrieved.run.json",
             *dict.fromkeys(
@@ -38,10 +40,25 @@ rule report:
                 motion=["unperturbed", "perturbed"],
             ),
             "results/evaluation/structure_2d/dataset.run.json",
+            *expand(
+                "results/structures/{dataset}/{name}.run.json",
+                dataset=CRYSTAL_SETS,
+                name=["retrieved", "cleaned", "crystals"],
+            ),
+            *expand(
+                f"{JUDGED}/{{dataset}}/{{name}}.run.json",
+                dataset=CRYSTAL_SETS,
+                name=["dataset", "fingerprints"],
+            ),
         ],
         models=expand("results/models/symmetry/{model}", model=SYMMETRY_TRAINED)
         + expand("results/models/ued/{model}", model=UED_MODELS)
-        + expand("results/models/structure_2d/{model}", model=RETRIEVAL_TRAINED),
+        + expand("results/models/structure_2d/{model}", model=RETRIEVAL_TRAINED)
+        + expand(
+            "results/models/generation/{dataset}/{model}",
+            dataset=CRYSTAL_SETS,
+            model=GENERATORS + DISJOINT,
+        ),
         evaluations=expand(
             "results/evaluation/symmetry/{model}.run.json", model=SYMMETRY_TRAINED
         )
@@ -60,6 +77,12 @@ rule report:
         )
         + expand(
             "results/evaluation/structure_2d/{model}.run.json", model=RETRIEVAL_TRAINED
+        )
+        + expand(
+            f"{JUDGED}/{{dataset}}/{{model}}{{kind}}.run.json",
+            dataset=CRYSTAL_SETS,
+            model=GENERATORS + DISJOINT,
+            kind=["", ".generated"],
         ),
     output:
         report="results/report.html",

@@ -6,13 +6,14 @@ import io
 import os
 import warnings
 from dataclasses import replace
-from typing import Any
+from time import monotonic
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 from ase.constraints import FixCom, FixSymmetry
-from ase.filters import UnitCellFilter
+from ase.filters import FrechetCellFilter, UnitCellFilter
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import BFGS
@@ -143,6 +144,59 @@ def relax(
     return replace(
         from_atoms(atoms), occupancies=crystal.occupancies, displacements=crystal.displacements
     )
+
+
+class Relaxation(NamedTuple):
+    """What came of a relaxation.
+
+    Attributes
+    ----------
+    crystal
+        As it is at the end.
+    energy_before, energy_after
+        Of all its atoms, eV, without the work of the pressure.
+    steps
+        Steps taken.
+    converged
+        Whether the forces are as small as was asked for.
+    """
+
+    crystal: Crystal
+    energy_before: float
+    energy_after: float
+    steps: int
+    converged: bool
+
+
+def relax_under_pressure(
+    crystal: Crystal,
+    calculator: Calculator,
+    pressure: float,
+    max_force: float = 0.05,
+    max_steps: int = 500,
+    seconds: float = np.inf,
+) -> Relaxation:
+    """Move atoms and lattice to the nearest minimum of the enthalpy, whatever the symmetry.
+
+    Parameters
+    ----------
+    pressure
+        In GPa.
+    max_force
+        Where to stop: the largest force on an atom, eV/angstrom; on the lattice, likewise.
+    max_steps, seconds
+        Where to give up.
+    """
+    end = monotonic() + seconds
+    atoms: Any = to_atoms(crystal, calculator)
+    energy = float(atoms.get_potential_energy())
+    # With its exponential the lattice stays one, however large a step is.
+    movable: Any = FrechetCellFilter(atoms, scalar_pressure=pressure * units.GPa)  # type: ignore[no-untyped-call]
+    optimizer: Any = BFGS(movable, logfile=None)
+    in_time = (done for done in optimizer.irun(max_force, max_steps) if done or monotonic() > end)
+    converged = bool(next(in_time, False))
+    after = float(atoms.get_potential_energy())
+    return Relaxation(from_atoms(atoms), energy, after, optimizer.nsteps, converged)
 
 
 def snapshots(

@@ -144,7 +144,8 @@ def _markdown(table: Table) -> str:
 
 def heading(kind: str, name: str) -> str:
     """Return what a table or figure is called: by its number, or in words where it has none."""
-    return f"{kind} {name}" if name.isdecimal() else f"{kind}: {name.replace('_', ' ')}"
+    numbered = name.removeprefix("S").isdecimal()
+    return f"{kind} {name}" if numbered else f"{kind}: {name.replace('_', ' ')}"
 
 
 def stand_ins(cells: pd.DataFrame) -> list[str]:
@@ -171,20 +172,26 @@ def check_name(name: str, known: Collection[str], kind: str, study: str) -> None
         raise InputError(f"there is no {kind} {name} of the {study} study; it has {has}")
 
 
-def read_columns(path: Path, columns: list[str], optional: Collection[str] = ()) -> pd.DataFrame:
+def read_columns(
+    path: Path,
+    columns: list[str],
+    optional: Collection[str] = (),
+    gaps: Collection[str] = (),
+) -> pd.DataFrame:
     """Read columns, and those of the optional ones that are there.
 
     Raises
     ------
     InputError
-        If a column is missing or has gaps.
+        If a column is missing, or one that may not have gaps has some.
     """
     try:
         columns = columns + [name for name in pq.read_schema(path).names if name in optional]
         table = pd.read_parquet(path, columns=columns)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is not a table with {listed(columns)}: {error}") from error
-    if incomplete := [name for name in columns if table[name].isna().any()]:
+    complete = [name for name in columns if name not in gaps]
+    if incomplete := [name for name in complete if table[name].isna().any()]:
         raise InputError(f"{path} has rows without {incomplete[0]}: make it again")
     return table
 

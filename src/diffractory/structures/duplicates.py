@@ -4,7 +4,7 @@ Structures are compared within the same composition and number of atoms per prim
 within a space group: a little disorder lowers the symmetry that is found, and must not let twins
 end on two sides of a split (in carbon_24, 1,474 groups within space groups, 1,113 without). A group
 is whatever a chain of matches connects, so that the order of the structures is immaterial.
-`_candidates` repeats the matcher's steps (Ong et al., Comput. Mater. Sci. 68, 314 (2013)) in
+`candidates` repeats the matcher's steps (Ong et al., Comput. Mater. Sci. 68, 314 (2013)) in
 compiled code, and the matcher itself is asked only for pairs that pass and that earlier matches do
 not connect already. It loses none: in carbon_24 (validation and test file, 4,062 structures), of
 the 344,867 pairs within space groups 44,453 pass, among them all of the 44,451 that the matcher
@@ -67,24 +67,44 @@ def duplicate_groups(
     pairs = (
         pair
         for group in track(groups.values(), "Finding duplicates", len(groups), "groups")
-        for pair in _candidates(group, cells, tolerances, found)
+        for pair in candidates(group, cells, tolerances, found)
         if found[pair[0]] != found[pair[1]]
     )
-    running: set[Future[list[Pair]]] = set()
-    while (batch := list(islice(pairs, BATCH))) or running:
-        if batch:
-            involved = {rank: cells[rank] for pair in batch for rank in pair}
-            running.add(executor.submit(_matches, involved, batch, tolerances))
-        if not batch or len(running) > 2 * workers:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for pair in (pair for future in done for pair in future.result()):
-                low, high = sorted(found[list(pair)])
-                found[found == high] = low
+    for pair in matching_pairs(pairs, cells, tolerances, executor, workers):
+        low, high = sorted(found[list(pair)])
+        found[found == high] = low
     groups_in_order = dict(zip(order, found.tolist(), strict=True))
     return [material_ids[order[groups_in_order[index]]] for index in range(len(order))]
 
 
-def _candidates(
+def matching_pairs(
+    pairs: Iterator[Pair],
+    cells: Sequence[Cell],
+    tolerances: Mapping[str, float],
+    executor: Executor,
+    workers: int,
+) -> Iterator[Pair]:
+    """Yield those of the pairs, in any order, that the StructureMatcher takes for the same crystal.
+
+    Parameters
+    ----------
+    pairs
+        Indices of cells, taken a few ahead of the results.
+    cells, tolerances, executor, workers
+        As for `duplicate_groups`.
+    """
+    running: set[Future[list[Pair]]] = set()
+    while (batch := list(islice(pairs, BATCH))) or running:
+        if batch:
+            involved = {index: cells[index] for pair in batch for index in pair}
+            running.add(executor.submit(_matches, involved, batch, tolerances))
+        if not batch or len(running) > 2 * workers:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield from future.result()
+
+
+def candidates(
     group: Sequence[int],
     cells: Sequence[Cell],
     tolerances: Mapping[str, float],

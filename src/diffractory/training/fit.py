@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import ZipFile
 
 import numpy as np
@@ -29,6 +29,10 @@ from diffractory.training.batches import loader
 
 WARM_UP = 0.05
 """Part of the training in which the learning rate rises, where it follows a cosine."""
+
+PLATEAU = {"factor": 0.6, "patience": 30, "min_lr": 1e-5}
+"""How the learning rate falls where it follows the validation loss: as for DP-CDVAE (Pakornchote et
+al., 2024)."""
 
 MARGIN = 60.0
 """Time of a job before this module is imported, and after the last epoch, seconds."""
@@ -64,13 +68,16 @@ class Training(LightningModule):
     named
         What `ids` are, in the plural.
     gradient_clip
-        Greatest norm of a gradient.
+        Greatest norm, or greatest element, of a gradient.
+    clip_by
+        Which of the two.
     epochs
         One row of metrics.csv for every epoch so far; checkpoints hold it.
     """
 
     named: str
     gradient_clip: float | None = None
+    clip_by: Literal["norm", "value"] = "norm"
 
     def __init__(
         self,
@@ -105,8 +112,12 @@ class Training(LightningModule):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_train_epoch_start(self) -> None:
-        """Forget the sums of the epoch before."""
+        """Forget the sums of the epoch before, and follow a plateau."""
         self.sums = {}
+        if self.settings["schedule"] == "plateau":
+            # From all epochs, since Lightning writes a checkpoint before it moves this schedule.
+            (optimizer,) = self.trainer.optimizers
+            follow_plateau(optimizer, self.settings["learning_rate"], self.epochs)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Let draws depend on seed, step and process, so that a resumed run draws the same."""
@@ -179,7 +190,7 @@ class Training(LightningModule):
     def configure_optimizers(self) -> Any:
         """Return the optimizer and the learning rate of every step."""
         optimizer = self.optimizer()
-        if self.settings["schedule"] == "constant":
+        if self.settings["schedule"] in ("constant", "plateau"):
             return optimizer
         total = self.settings["epochs"] * self.steps // self.settings["accumulate"]
         warm_up = max(1, round(WARM_UP * total))
@@ -216,6 +227,17 @@ def ended(epochs: Sequence[Mapping[str, float]], settings: Mapping[str, Any]) ->
         return len(last) == settings["patience"] and min(last) >= target
     best = np.argmin([epoch["validation_loss"] for epoch in epochs])
     return bool(len(epochs) - 1 - best >= settings["patience"])
+
+
+def follow_plateau(
+    optimizer: torch.optim.Optimizer, learning_rate: float, epochs: Sequence[Mapping[str, float]]
+) -> None:
+    """Lower the learning rate by `PLATEAU`, from that of the first epoch and all losses so far."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **PLATEAU)  # type: ignore[arg-type]
+    for epoch in epochs:
+        schedule.step(epoch["validation_loss"])
 
 
 class EpochOfBatches(Sampler[int]):
@@ -374,6 +396,7 @@ def _trainer(
         max_epochs=settings["epochs"],
         accumulate_grad_batches=settings["accumulate"],
         gradient_clip_val=training.gradient_clip,
+        gradient_clip_algorithm=training.clip_by,
         deterministic="warn",
         logger=TensorBoardLogger(folder, name="", version=""),
         callbacks=[

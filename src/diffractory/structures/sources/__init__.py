@@ -30,6 +30,7 @@ SOURCES: Mapping[str, Retrieve] = {
     for name in (
         "prototypes",
         "layers",
+        "perovskites",
         "materials_project",
         "c2db",
         "optimade",
@@ -74,6 +75,8 @@ def retrieve_structures(
         If the source cannot be read or gives nothing.
     """
     files = [data_folder / path for path in local_paths(settings)]
+    downloadable = (data_folder / path for path in settings.get("paths", ()))
+    files += [file for file in downloadable if file not in files and file.is_file()]
     config = {"datasets": {dataset: dict(settings)}}
     with recorded(run, "retrieve_structures", config, files, [retrieved], seed) as facts:
         try:

@@ -18,7 +18,7 @@ class RetrievedStructure:
     material_id
         Identifier within the data set.
     source
-        Name of the source.
+        Name of the source; of tables, with a colon and the path of the file.
     format
         How to read ``content``: ``"cif"``, ``"poscar"``, ``"json"`` (pymatgen's dictionary form of
         a ``Structure``), or the file extension by which ASE knows the format.

@@ -11,11 +11,10 @@ from urllib.parse import urlencode, urljoin
 
 import numpy as np
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
 from diffractory.store import InputError, track
 from diffractory.structures.sources.base import RetrievedStructure, saved
+from diffractory.structures.sources.web import TIMEOUT, patient_session
 
 FIELDS = (
     "lattice_vectors",
@@ -25,11 +24,6 @@ FIELDS = (
     "species_at_sites",
     "structure_features",
 )
-TIMEOUT = (10.0, 120.0)
-"""Seconds to wait for the connection, and for the next bytes of an answer."""
-RETRIES = 5
-BACKOFF = 1.0
-"""Seconds before the second retry, doubled with each further one."""
 
 
 def retrieve(
@@ -82,15 +76,7 @@ def _pages(base_url: str, condition: str, download_folder: Path) -> Iterator[dic
         {"filter": condition} if condition else {}
     )
     url = f"{base_url.rstrip('/').removesuffix('/v1')}/v1/structures?{urlencode(parameters)}"
-    retry = Retry(
-        RETRIES,
-        backoff_factor=BACKOFF,
-        status_forcelist=(429, 500, 502, 503, 504),
-        raise_on_status=False,
-    )
-    with requests.Session() as session:
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(max_retries=retry))
+    with patient_session() as session:
         for number in count():
             file = download_folder / key / f"page_{number:06d}.json"
             page = saved(file, partial(_download, session, url))
