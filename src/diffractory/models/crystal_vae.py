@@ -350,6 +350,7 @@ def waves(time: Tensor) -> Tensor:
 
 def fourier_features(fractional: Tensor, exponents: range) -> Tensor:
     """Return sines and cosines of 2 pi 2^n r, shape (N, 6 * number of exponents)."""
-    frequency = 2.0 ** torch.tensor(exponents, device=fractional.device)
+    powers = torch.arange(exponents.start, exponents.stop, device=fractional.device)
+    frequency = 2.0**powers
     phase = (2 * torch.pi * frequency * fractional[:, :, None]).flatten(1)
     return torch.cat([phase.sin(), phase.cos()], dim=1)
