@@ -140,7 +140,7 @@ rule fingerprint_crystals:
         "logs/fingerprint_crystals/{dataset}.log",
     conda:
         "../../envs/generation.yaml"
-    threads: 4
+    threads: CRYSTALS["evaluation"]["threads"]
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
@@ -161,7 +161,7 @@ rule evaluate_reconstruction:
         "logs/evaluate_reconstruction/{dataset}/{generator}.log",
     conda:
         "../../envs/generation.yaml"
-    threads: 4
+    threads: CRYSTALS["evaluation"]["threads"]
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
@@ -185,7 +185,7 @@ rule evaluate_generation:
         "logs/evaluate_generation/{dataset}/{generator}.log",
     conda:
         "../../envs/generation.yaml"
-    threads: 4
+    threads: CRYSTALS["evaluation"]["threads"]
     resources:
         mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
@@ -209,7 +209,7 @@ rule relax_generated:
         "logs/relax_generated/{dataset}/{generator}.log",
     conda:
         "../../envs/generation.yaml"
-    threads: 4
+    threads: CRYSTALS["evaluation"]["threads"]
     resources:
         mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=lambda wildcards, attempt: 480 * attempt,
