@@ -125,11 +125,10 @@ def test_other_scales_only_override_known_keys():
         overrides = yaml.safe_load(path.read_text())
         assert overrides["scale"] == path.stem
         whole = copy.deepcopy(CONFIG)
-        # the names of data sets and ablations are free
+        # data sets of their own source, and the names of ablations, are free
         datasets = overrides.get("datasets", {})
-        whole["datasets"] |= {
-            name: datasets.pop(name) for name in datasets.keys() - whole["datasets"]
-        }
+        own = [name for name, entry in datasets.items() if "source" in entry]
+        whole["datasets"] |= {name: datasets.pop(name) for name in own}
         for study in ("symmetry", "structure_2d"):
             whole[study]["ablations"] = overrides[study].pop("ablations", {})
         assert set(leaves(overrides)) <= known | {"datasets"}, path.name

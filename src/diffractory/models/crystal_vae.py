@@ -23,8 +23,9 @@ Where paper and released code differ, or are silent:
 - Elements to begin with are those that come nearest to the composition A_z, as whole numbers.
 
 Where a process keeps these elements to the end (`diffusion.Flow`), nothing else tells them, and the
-shares of the elements go into the latent vector by a way of their own: after 1,500 batches of 16
-perovskites, DimeNet++ alone gave the right composition of none of 100 others.
+shares of the elements go into the latent vector by a way of their own: after 2,000 batches of 16
+perovskites, the composition decoded from z was right for 43 of 100 others, and with DimeNet++ alone
+(DP-CDVAE) for 2.
 """
 
 from collections.abc import Iterator, Mapping
@@ -43,15 +44,12 @@ from diffractory.models.diffusion import (
     likeliest_numbers,
     noisy_numbers,
     per_crystal,
-    spacing,
 )
 from diffractory.models.gemnet import GemNetT
 from diffractory.models.periodic_graph import (
-    Graph,
     UnitCells,
     lattice_matrix,
     lattice_parameters,
-    periodic_graph,
 )
 
 TIME_FEATURES = 32
@@ -110,8 +108,8 @@ class CrystalVae(nn.Module):
         self.encoder = CrystalEncoder({**settings["encoder"], **encoders, **graph})
         self.process = build_process(settings["process"], settings["diffusion"])
         if not self.process.names_elements:
-            self.element_encoder = nn.Sequential(
-                nn.Linear(2 * N_ELEMENTS, 2 * latent),
+            self.composition_encoder = nn.Sequential(
+                nn.Linear(N_ELEMENTS, 2 * latent),
                 nn.SiLU(),
                 nn.LayerNorm(2 * latent),
                 nn.Linear(2 * latent, 2 * latent),
@@ -153,8 +151,8 @@ class CrystalVae(nn.Module):
         """Return mu and the logarithm of the variance, shape (B, latent) each."""
         mean, log_variance = self.encoder(cells)
         if not self.process.names_elements:
-            graph = {key: self.settings[key] for key in ("cutoff", "max_neighbours")}
-            more = self.element_encoder(element_features(cells, periodic_graph(cells, **graph)))
+            one_hot = functional.one_hot(cells.numbers - 1, N_ELEMENTS).to(cells.lattice.dtype)
+            more = self.composition_encoder(per_crystal(one_hot, cells))
             mean, log_variance = torch.cat([mean, log_variance], dim=1).add(more).chunk(2, dim=1)
         return mean.float(), log_variance.float()
 
@@ -336,20 +334,6 @@ def perceptron(n_in: int, width: int, n_layers: int, n_out: int) -> nn.Sequentia
     for i in range(n_layers):
         layers += [nn.Linear(width if i else n_in, width), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(width, n_out))
-
-
-def element_features(cells: UnitCells, graph: Graph) -> Tensor:
-    """Return the share of each element and how open its sites are, shape (B, 200).
-
-    Openness is the distance to the nearest neighbour over the cube root of the volume of an atom,
-    less 1, times the share.
-    """
-    nearest = spacing(cells)[cells.crystal]
-    distance = graph.distance.to(nearest.dtype)
-    found = torch.full_like(nearest, torch.inf).scatter_reduce(0, graph.target, distance, "amin")
-    openness = torch.where(found.isfinite(), found / nearest - 1, 0)
-    one_hot = functional.one_hot(cells.numbers - 1, N_ELEMENTS).to(nearest.dtype)
-    return per_crystal(torch.cat([one_hot, one_hot * openness[:, None]], dim=1), cells)
 
 
 def lattice_features(lattice: Tensor, counts: Tensor) -> Tensor:

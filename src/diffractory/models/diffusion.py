@@ -368,8 +368,7 @@ class Flow(Process):
 
     The centre of a crystal stays where it is: the mean of the velocities is taken out, as an origin
     means nothing. What the network learns is then the same for any origin. Elements stay those of
-    the composition: an argmax at each step, with nothing to hold the composition together, is where
-    most crystals were lost.
+    the composition: nothing holds it together where elements are named anew at each step.
 
     Parameters
     ----------
@@ -413,8 +412,8 @@ class Flow(Process):
 
         From where the velocity ends, at time 0, it goes back to the next time towards other
         uniform coordinates. Euler's method, which goes straight on, leaves atoms of one element at
-        one site: of eight crystals learnt by heart, 8 of 24 came within 0.1 root volumes of an
-        atom, and 23 of 24 in this way, in as many steps.
+        one site: after 400 batches of eight crystals, 21 of 48 samples came within 0.1 root
+        volumes of an atom, and 46 in this way, in as many steps.
         """
         if eq_6:
             raise ValueError("Eq. 6 is a sampler of DDPM; flow matching has none")
