@@ -102,7 +102,7 @@ def scheme_figure(paths: Mapping[str, Path]) -> Drawing:
     above = y - 0.36
     _draw_words(ax, MARGIN, y, NOISE, "Noise at step $t$", (
         "$r_t=\\sqrt{\\bar\\alpha_t}\\,r+\\sqrt{1-\\bar\\alpha_t}\\,\\epsilon$",
-        "$Z_t\\sim\\mathrm{softmax}(A+\\sigma'_t A_z)$",
+        "$Z_t\\sim A+\\sigma'_t\\,\\mathrm{softmax}(A_z)$",
     ))  # fmt: skip
     _draw_words(ax, noised - NOISED / 2, y, NOISED, "Crystal with noise", (
         "$L,\\ \\pi(r_t)=r_t-\\lfloor r_t\\rfloor,\\ Z_t$",
