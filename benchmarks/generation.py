@@ -29,21 +29,20 @@ from matminer.featurizers.site.fingerprint import CrystalNNFingerprint
 from pymatgen.core.structure import Structure
 
 from diffractory.evaluation.crystal_metrics import (
-    DEFAULT_TOLERANCES,
-    TOLERANCES,
-    Fingerprints,
-    covered,
     densities,
-    estimated_mean,
-    estimated_wasserstein,
-    fingerprints,
-    match,
     nearest,
-    novel,
-    unique,
     valid_composition,
     valid_structure,
 )
+from diffractory.evaluation.crystal_scores import (
+    DEFAULT_TOLERANCES,
+    TOLERANCES,
+    covered,
+    estimated_mean,
+    estimated_wasserstein,
+)
+from diffractory.evaluation.fingerprints import Fingerprints, fingerprints
+from diffractory.evaluation.structure_matching import match, novel, unique
 from diffractory.models.crystal_vae import CrystalVae
 from diffractory.models.periodic_graph import UnitCells, periodic_graph
 from diffractory.structures.reading import Cell

@@ -7,17 +7,19 @@ from scipy.spatial.distance import cdist
 from scipy.stats import wasserstein_distance
 from smact.screening import smact_validity
 
+from diffractory.evaluation.crystal_geometry import finite
 from diffractory.evaluation.crystal_metrics import (
-    covered,
     densities,
     element_counts,
-    estimated_mean,
-    estimated_wasserstein,
-    finite,
     nearest,
-    rms_with_misses,
     valid_composition,
     valid_structure,
+)
+from diffractory.evaluation.crystal_scores import (
+    covered,
+    estimated_mean,
+    estimated_wasserstein,
+    rms_with_misses,
     wasserstein,
 )
 from diffractory.structures.reading import Cell

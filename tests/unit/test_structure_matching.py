@@ -6,15 +6,8 @@ from pymatgen.core.structure_matcher import StructureMatcher
 from test_crystal_metrics import ODD, SALT, cell
 from test_fingerprints import PEROVSKITE
 
-from diffractory.evaluation.structure_matching import (
-    DEFAULT_TOLERANCES,
-    TOLERANCES,
-    _structure,
-    match,
-    novel,
-    same_formula,
-    unique,
-)
+from diffractory.evaluation.crystal_scores import DEFAULT_TOLERANCES, TOLERANCES
+from diffractory.evaluation.structure_matching import _structure, match, novel, same_formula, unique
 from diffractory.structures.reading import Cell
 
 SECONDS = 5.0

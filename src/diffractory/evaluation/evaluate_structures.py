@@ -8,28 +8,28 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from diffractory.evaluation.crystal_geometry import finite
 from diffractory.evaluation.crystal_metrics import (
-    DEFAULT_TOLERANCES,
     MIN_DISTANCE,
-    TOLERANCES,
-    Estimate,
-    covered,
     densities,
     element_counts,
-    estimated_mean,
-    estimated_wasserstein,
-    fingerprints,
-    finite,
-    match,
     nearest,
-    novel,
-    rms_with_misses,
-    unique,
     valid_composition,
     valid_structure,
 )
+from diffractory.evaluation.crystal_scores import (
+    DEFAULT_TOLERANCES,
+    TOLERANCES,
+    Estimate,
+    covered,
+    estimated_mean,
+    estimated_wasserstein,
+    rms_with_misses,
+)
 from diffractory.evaluation.energies import formation_energies
+from diffractory.evaluation.fingerprints import fingerprints
 from diffractory.evaluation.generation_stages import CELL, SYMPREC, cells_of
+from diffractory.evaluation.structure_matching import match, novel, unique
 from diffractory.store import InputError, generator, one_thread, track, worker_pool
 from diffractory.structures.cleaning import quiet
 from diffractory.structures.labels import find_symmetry

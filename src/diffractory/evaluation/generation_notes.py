@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from diffractory.evaluation.crystal_metrics import DEFAULT_TOLERANCES
+from diffractory.evaluation.crystal_scores import DEFAULT_TOLERANCES
 from diffractory.evaluation.generation import MODELS, PUBLISHED, STUDY, counterpart
 from diffractory.evaluation.metrics import wilson_interval
 from diffractory.evaluation.published import published_column, published_values

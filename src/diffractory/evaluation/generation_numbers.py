@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from diffractory.evaluation.crystal_metrics import (
+from diffractory.evaluation.crystal_scores import (
     Estimate,
     covered,
     estimated_mean,

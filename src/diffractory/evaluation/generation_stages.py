@@ -15,21 +15,18 @@ import torch
 from numpy.typing import NDArray
 from pymatgen.core.composition import Composition
 
+from diffractory.evaluation.crystal_geometry import finite
 from diffractory.evaluation.crystal_metrics import (
-    DEFAULT_TOLERANCES,
-    Fingerprints,
     densities,
     element_counts,
-    fingerprints,
-    finite,
-    match,
     nearest,
-    novel,
-    unique,
     valid_composition,
     valid_structure,
 )
+from diffractory.evaluation.crystal_scores import DEFAULT_TOLERANCES
 from diffractory.evaluation.energies import formation_energies
+from diffractory.evaluation.fingerprints import Fingerprints, fingerprints
+from diffractory.evaluation.structure_matching import match, novel, unique
 from diffractory.simulate.crystal import SYMBOLS
 from diffractory.store import InputError, generator, recorded, write_parquet
 from diffractory.structures.reading import Cell

@@ -19,9 +19,10 @@ from pymatgen.io.vasp.inputs import Incar, Kpoints, Poscar
 
 from diffractory.augment.calculators import relax_under_pressure
 from diffractory.augment.layers import calculator_of_process
-from diffractory.evaluation.crystal_metrics import match, valid_structure
+from diffractory.evaluation.crystal_metrics import valid_structure
 from diffractory.evaluation.energies import is_plausible
 from diffractory.evaluation.generation_stages import cells_of, read_samples, reduced_formula
+from diffractory.evaluation.structure_matching import match
 from diffractory.simulate.crystal import Crystal
 from diffractory.store import (
     atomic_folder,

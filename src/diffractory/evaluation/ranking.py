@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from diffractory.store import generator
@@ -48,6 +47,8 @@ def search(
     k
         Candidates to return; all, if the gallery has fewer.
     """
+    import torch  # takes seconds, and who only counts ranks does not need it
+
     k = min(k, len(gallery))
     # By torch, as networks run: NumPy's idle threads would hold up those of the next query.
     score = (torch.from_numpy(queries) @ torch.from_numpy(gallery).T).numpy()

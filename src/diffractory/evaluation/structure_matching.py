@@ -27,13 +27,6 @@ from diffractory.structures.cleaning import quiet
 from diffractory.structures.duplicates import candidates, duplicate_groups, matching_pairs
 from diffractory.structures.reading import Cell
 
-TOLERANCES: Mapping[str, float] = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10.0}
-"""Of the published studies (T. Xie et al., ICLR 2022): fractions, and degree."""
-
-DEFAULT_TOLERANCES: Mapping[str, float] = {"ltol": 0.2, "stol": 0.3, "angle_tol": 5.0}
-"""Of pymatgen."""
-
-
 CHUNK = 8
 """Pairs or cells that a worker takes at a time."""
 
