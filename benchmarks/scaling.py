@@ -118,16 +118,23 @@ STRUCTURE_2D_RULES = (
     "collect_retrieval_examples", "tabulate_structure_2d", "plot_structure_2d",
 )  # fmt: skip
 """Rules of the 2D structure study, which also retrieves and cleans structures of its own."""
+GENERATION_RULES = (
+    "prepare_crystals", "train_generator", "sample_crystals", "trace_crystal",
+    "fingerprint_crystals", "evaluate_reconstruction", "evaluate_generation", "relax_generated",
+    "summarize_crystals", "tabulate_generation", "plot_generation",
+)  # fmt: skip
+"""Rules of the generation study, which does so for each of its data sets."""
 
 
 def symmetry_jobs(jobs: Mapping[str, int]) -> Counter[str]:
     """Return the jobs of the symmetry study and the report among those of all studies."""
-    shared = dict.fromkeys(("retrieve_structures", "clean_structures"), 1)
+    others = 1 + len(CONFIG["generation"]["datasets"])
+    shared = dict.fromkeys(("retrieve_structures", "clean_structures"), others)
     return Counter(
         {
             rule: n - shared.get(rule, 0)
             for rule, n in jobs.items()
-            if rule not in UED_RULES + STRUCTURE_2D_RULES
+            if rule not in UED_RULES + STRUCTURE_2D_RULES + GENERATION_RULES
         }
     )
 

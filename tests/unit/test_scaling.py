@@ -56,5 +56,6 @@ def test_every_row_of_networks_has_a_rate_and_only_the_published_one_has_gpu_hou
 def test_every_planned_job_belongs_to_a_study(scaling):
     """Those of the symmetry study are as many as docs/scaling.md lists."""
     jobs = scaling.dry_run(8, 8).jobs
-    assert all(jobs[rule] for rule in scaling.UED_RULES + scaling.STRUCTURE_2D_RULES)
+    others = scaling.UED_RULES + scaling.STRUCTURE_2D_RULES + scaling.GENERATION_RULES
+    assert all(jobs[rule] for rule in others)
     assert scaling.symmetry_jobs(jobs).total() == 47
