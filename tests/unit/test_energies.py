@@ -11,6 +11,7 @@ from diffractory.evaluation.energies import (
     formation_energies,
     is_plausible,
 )
+from diffractory.evaluation.structure_matching import comparers
 from diffractory.simulate.crystal import ATOMIC_NUMBERS
 from diffractory.structures.reading import Cell
 
@@ -25,17 +26,23 @@ SILICON = cell_of(bulk("Si", "diamond", a=5.43))
 LONELY = Cell(30 * np.eye(3), np.zeros((1, 3)), np.array([29], dtype=np.intc))
 
 
-def test_salts_are_as_stable_as_measured():
+@pytest.fixture(scope="module")
+def pool():
+    with comparers(1) as pool:
+        yield pool
+
+
+def test_salts_are_as_stable_as_measured(pool):
     # Enthalpies of formation at 298 K: -411.2 and -601.6 kJ/mol (NIST-JANAF, 4th edition, 1998).
     # Functionals of this kind bind oxides too weakly, by up to half an eV per atom of oxygen.
-    found = formation_energies([ROCK_SALT, MAGNESIA, SILICON, LONELY], 1)
+    found = formation_energies([ROCK_SALT, MAGNESIA, SILICON, LONELY], pool)
     assert found[0] == pytest.approx(-411.2 / 96.485 / 2, abs=0.15)
     assert found[1] == pytest.approx(-601.6 / 96.485 / 2, abs=0.3)
     assert found[2] == pytest.approx(0, abs=0.01)
     assert found[3] > 1  # no bonds
 
 
-def test_energies_do_not_depend_on_processes_or_on_what_has_none():
+def test_energies_do_not_depend_on_processes_or_on_what_has_none(pool):
     broken = [
         Cell(np.full((3, 3), np.nan), ROCK_SALT.positions, ROCK_SALT.numbers),
         Cell(ROCK_SALT.lattice, np.full((2, 3), np.inf), ROCK_SALT.numbers),
@@ -45,12 +52,14 @@ def test_energies_do_not_depend_on_processes_or_on_what_has_none():
     ]
     good = [cell_of(bulk("NaCl", "rocksalt", a=5.64), 1 + k / 100) for k in range(BATCH)]
     cells = [broken[0], *good, *broken[1:]]
-    one, two = formation_energies(cells, 1), formation_energies(cells, 2)
+    one = formation_energies(cells, pool)
+    with comparers(2) as others:
+        two = formation_energies(cells, others)
     assert np.array_equal(one, two, equal_nan=True)
     assert np.flatnonzero(np.isnan(one)).tolist() == [0, *range(BATCH + 1, BATCH + 5)]
     # The lattice that is relaxed, or nearly, is the most stable.
     assert np.argmin(one[1 : BATCH + 1]) in (0, 1, 2)
-    assert formation_energies([], 1).shape == (0,)
+    assert formation_energies([], pool).shape == (0,)
 
 
 @pytest.mark.parametrize("symbol", ["Cu", "Br", "H", "Pa"])

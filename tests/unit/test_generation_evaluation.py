@@ -17,22 +17,12 @@ from diffractory.evaluation.generation import (
     files_by_model,
     model_label,
     read_dataset,
-    read_generated,
-    read_reconstructed,
-    read_reference,
-    read_relaxed,
+    read_evaluation,
     relaxation_stand_in,
     split_kind,
 )
 from diffractory.evaluation.tables import heading
 from diffractory.store import InputError
-
-READ = {
-    "reconstructed": read_reconstructed,
-    "generated": read_generated,
-    "reference": read_reference,
-    "relaxed": read_relaxed,
-}
 
 
 def evaluation(kind, n=2, **changes):
@@ -46,31 +36,31 @@ def evaluation(kind, n=2, **changes):
     return table.assign(**changes)
 
 
-@pytest.mark.parametrize("kind", READ)
+@pytest.mark.parametrize("kind", COLUMNS)
 def test_evaluations_are_read_as_they_are(kind, tmp_path):
     path = tmp_path / "ours.parquet"
     table = evaluation(kind)
     table.assign(extra=1).to_parquet(path)
-    pd.testing.assert_frame_equal(READ[kind](path), table, check_like=True)
+    pd.testing.assert_frame_equal(read_evaluation(path, kind), table, check_like=True)
     table[:0].to_parquet(path)
-    assert READ[kind](path).empty
+    assert read_evaluation(path, kind).empty
 
 
-@pytest.mark.parametrize("kind", READ)
+@pytest.mark.parametrize("kind", COLUMNS)
 def test_a_missing_column_or_file_is_named(kind, tmp_path):
     path = tmp_path / "ours.parquet"
     with pytest.raises(InputError, match=r"ours\.parquet is not a table"):
-        READ[kind](path)
+        read_evaluation(path, kind)
     for name in evaluation(kind):
         evaluation(kind).drop(columns=name).to_parquet(path)
         with pytest.raises(InputError, match=name):
-            READ[kind](path)
+            read_evaluation(path, kind)
 
 
 def test_what_is_infinite_is_no_number(tmp_path):
     path = tmp_path / "ours.parquet"
     evaluation("generated", density=[np.inf, 2.0]).to_parquet(path)
-    density = read_generated(path)["density"]
+    density = read_evaluation(path, "generated")["density"]
     assert np.isnan(density[0])
     assert density[1] == 2
 
@@ -91,7 +81,7 @@ def test_evaluations_that_contradict_themselves(kind, changes, said, tmp_path):
     path = tmp_path / "ours.parquet"
     evaluation(kind, **changes).to_parquet(path)
     with pytest.raises(InputError, match=said):
-        READ[kind](path)
+        read_evaluation(path, kind)
 
 
 def test_counts_of_a_dataset(tmp_path):

@@ -6,9 +6,7 @@ import pytest
 
 from diffractory.evaluation.generation import (
     read_dataset,
-    read_generated,
-    read_reconstructed,
-    read_reference,
+    read_evaluation,
 )
 from diffractory.evaluation.generation_stages import (
     cells_of,
@@ -124,7 +122,7 @@ def reconstruct(folder, made, ids, threads=1, name="made"):
     crystals = write_crystals(folder / "crystals.parquet")
     evaluation, record = folder / f"{name}.parquet", folder / f"{name}.run.json"
     evaluate_reconstruction(samples, crystals, evaluation, record, SETTINGS, 0, threads)
-    return read_reconstructed(evaluation), read_record(record)["facts"]
+    return read_evaluation(evaluation, "reconstructed"), read_record(record)["facts"]
 
 
 def test_reconstructions_are_compared_with_their_truth(tmp_path):
@@ -200,7 +198,8 @@ def judge(folder, fingerprinted, samples, split="split", threads=1, seed=0, **ch
     record = folder / "made.generated.run.json"
     settings = SETTINGS | changes
     evaluate_generation(samples, *fingerprinted, *outputs, record, settings, split, seed, threads)
-    generated, reference = read_generated(outputs[0]), read_reference(outputs[1])
+    kinds = "generated", "reference"
+    generated, reference = map(read_evaluation, outputs, kinds)
     return generated, reference, read_record(record)["facts"]
 
 

@@ -69,6 +69,7 @@ rule train_generator:
     conda:
         "../../envs/training.yaml"
     threads: CRYSTALS_HARDWARE["threads"]
+    priority: 1  # all else waits for it, and would leave cores idle at the end
     resources:
         **training_resources(CRYSTALS_HARDWARE),
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
@@ -246,7 +247,7 @@ rule tabulate_generation:
         unpack(lambda wildcards: judged(GENERATION_TABLES[wildcards.n])),
         datasets=expand(f"{JUDGED}/{{dataset}}/dataset.parquet", dataset=CRYSTAL_SETS),
     output:
-        csv="results/tables/generation/table_{n}.csv",
+        csv=in_report("results/tables/generation/table_{n}.csv"),
         markdown="results/tables/generation/table_{n}.md",
         run="results/tables/generation/table_{n}.run.json",
     log:
@@ -271,7 +272,7 @@ rule plot_generation:
             [f"{JUDGED}/trajectory.parquet"] if wildcards.n == "2" else []
         ),
     output:
-        svg="results/figures/generation/figure_{n}.svg",
+        svg=in_report("results/figures/generation/figure_{n}.svg"),
         png="results/figures/generation/figure_{n}.png",
         csv="results/figures/generation/figure_{n}.csv",
         run="results/figures/generation/figure_{n}.run.json",

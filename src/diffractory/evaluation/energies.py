@@ -11,6 +11,7 @@ place: it holds the mean energy of formation, so that differences would come out
 
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -26,7 +27,7 @@ from pymatgen.core.structure import Structure
 from diffractory.augment.calculators import from_atoms, relax_under_pressure
 from diffractory.augment.layers import calculator_of_process
 from diffractory.simulate.crystal import ATOMIC_NUMBERS, SYMBOLS, Crystal
-from diffractory.store import one_thread, track, worker_pool
+from diffractory.store import track
 from diffractory.structures.reading import Cell
 
 CALCULATOR = "chgnet"
@@ -53,7 +54,7 @@ def is_plausible(cell: Cell) -> bool:
     return bool(finite and len(cell.numbers) < MAX_NUMBER_DENSITY * cell.volume)
 
 
-def formation_energies(cells: Sequence[Cell], processes: int) -> NDArray[np.float64]:
+def formation_energies(cells: Sequence[Cell], pool: Executor) -> NDArray[np.float64]:
     """Return the formation energies of M crystals as they are, eV/atom, shape (M,).
 
     NaN stands for crystals that have none: not `is_plausible`, of elements that have no reference,
@@ -61,25 +62,20 @@ def formation_energies(cells: Sequence[Cell], processes: int) -> NDArray[np.floa
 
     Parameters
     ----------
-    processes
-        Worker processes; the result is the same for any number.
+    pool
+        As of `structure_matching.comparers`; the result is the same for any number of processes.
     """
     batches = [cells[start : start + BATCH] for start in range(0, len(cells), BATCH)]
-    with worker_pool(processes, __name__, _prepare, "use fewer threads.") as pool:
-        made = pool.map(_formation_energies, batches)
-        found = list(track(made, "Computing energies", len(cells), "crystals", BATCH))
+    made = pool.map(_formation_energies, batches)
+    found = list(track(made, "Computing energies", len(cells), "crystals", BATCH))
     return np.concatenate([np.empty(0), *found])
 
 
-def _prepare() -> None:
+def _formation_energies(cells: Sequence[Cell]) -> NDArray[np.float64]:
     import torch
 
-    one_thread()
     torch.set_num_threads(1)  # sums over threads would depend on their number
     warnings.simplefilter("ignore")  # of CHGNet, about what it does not use
-
-
-def _formation_energies(cells: Sequence[Cell]) -> NDArray[np.float64]:
     model: Any = calculator_of_process(CALCULATOR).model  # type: ignore[attr-defined]
     graphs = [_graph(model, cell) for cell in cells]
     known = [place for place, graph in enumerate(graphs) if graph is not None]

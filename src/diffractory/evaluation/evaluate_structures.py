@@ -1,6 +1,7 @@
 """Judge anybody's generated or reconstructed structures: the command ``evaluate-structures``."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +30,8 @@ from diffractory.evaluation.crystal_scores import (
 from diffractory.evaluation.energies import formation_energies
 from diffractory.evaluation.fingerprints import fingerprints
 from diffractory.evaluation.generation_stages import CELL, SYMPREC, cells_of
-from diffractory.evaluation.structure_matching import match, novel, unique
-from diffractory.store import InputError, generator, one_thread, track, worker_pool
-from diffractory.structures.cleaning import quiet
+from diffractory.evaluation.structure_matching import comparers, match_by_two, originality
+from diffractory.store import InputError, generator, track
 from diffractory.structures.labels import find_symmetry
 from diffractory.structures.reading import Cell, Rejected, read_cell
 from diffractory.structures.sources import structure_folder, structure_table
@@ -48,10 +48,6 @@ DRAWN = 1000
 
 CHUNK = 16
 """Files that a worker reads at a time."""
-
-
-ADVICE = "use fewer processes."
-"""Where a worker process is killed."""
 
 
 class Collection(NamedTuple):
@@ -128,7 +124,7 @@ def read_collection(path: Path, paired: bool, processes: int) -> Collection:
 
 def _parsed(retrieved: Sequence[RetrievedStructure], processes: int) -> Collection:
     found = Collection({}, {})
-    with worker_pool(processes, __name__, _prepare, ADVICE) as pool:
+    with comparers(processes) as pool:
         outcomes = pool.map(_read, retrieved, chunksize=CHUNK)
         total = len(retrieved)
         for one, outcome in zip(
@@ -141,11 +137,6 @@ def _parsed(retrieved: Sequence[RetrievedStructure], processes: int) -> Collecti
             else:
                 found.cells[one.material_id] = outcome
     return found
-
-
-def _prepare() -> None:
-    one_thread()
-    quiet()
 
 
 def _read(one: RetrievedStructure) -> Cell | Rejected:
@@ -209,7 +200,9 @@ def evaluate_generated(
     valid = stable & neutral & known
     drawn = generator(SEED, "evaluate_structures", 0).permutation(np.flatnonzero(valid))[:DRAWN]
     some = [generated[m] for m in np.sort(drawn)]
-    limits = DEFAULT_TOLERANCES, SECONDS, processes
+    with comparers(processes) as pool:
+        distances = [_energy_distance(some, reference, pool)] if energies else []
+        original = originality(generated, reference, DEFAULT_TOLERANCES, SECONDS, pool, processes)
     return [
         _share("valid structure", stable, f"distances from {MIN_DISTANCE:g} angstrom"),
         _share("valid composition", neutral, "SMACT: charges, electronegativities"),
@@ -218,9 +211,9 @@ def evaluate_generated(
         _share("COV-R", reached[judged], f"{within}; of the reference"),
         _share("COV-P", near, f"{within}; of the generated"),
         *(_distance(name, of, some, reference) for name, of in PROPERTIES.items()),
-        *([_energy_distance(some, reference, processes)] if energies else []),
-        _share("unique", unique(generated, *limits), f"first of its duplicates, {NAMED}"),
-        _share("novel", novel(generated, reference, *limits), f"not in the reference, {NAMED}"),
+        *distances,
+        _share("unique", original.unique, f"first of its duplicates, {NAMED}"),
+        _share("novel", original.novel, f"not in the reference, {NAMED}"),
     ]
 
 
@@ -236,8 +229,11 @@ def evaluate_pairs(
     """
     pairs = list(zip(reconstructed, truths, strict=True))
     rows = []
-    for tolerances in (TOLERANCES, DEFAULT_TOLERANCES):
-        found = match(pairs, tolerances, SECONDS, processes)
+    both = TOLERANCES, DEFAULT_TOLERANCES
+    with comparers(processes) as pool:
+        matches = match_by_two(pairs, *both, SECONDS, pool)
+        groups = list(pool.map(_space_group, [*reconstructed, *truths], chunksize=CHUNK))
+    for tolerances, found in zip(both, matches, strict=True):
         named = _named(tolerances)
         missed = rms_with_misses(found.rms, tolerances["stol"])
         rows += [
@@ -248,8 +244,6 @@ def evaluate_pairs(
             ),
             _share("given up", found.timed_out, f"after {SECONDS:g} s; no match, {named}"),
         ]
-    with worker_pool(processes, __name__, _prepare, ADVICE) as pool:
-        groups = list(pool.map(_space_group, [*reconstructed, *truths], chunksize=CHUNK))
     same = [a == b != 0 for a, b in zip(groups[: len(pairs)], groups[len(pairs) :], strict=True)]
     return [*rows, _share("same space group", np.array(same), f"within {SYMPREC:g} angstrom")]
 
@@ -300,10 +294,10 @@ def _distance(
     return Row(f"W({name}", estimated_wasserstein(first, second, SEED), definition)
 
 
-def _energy_distance(drawn: Sequence[Cell], reference: Sequence[Cell], processes: int) -> Row:
+def _energy_distance(drawn: Sequence[Cell], reference: Sequence[Cell], pool: Executor) -> Row:
     row = _distance(
         "formation energy), eV/atom",
-        lambda cells: formation_energies(cells, processes),
+        lambda cells: formation_energies(cells, pool),
         drawn,
         reference,
     )

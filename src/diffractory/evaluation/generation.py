@@ -130,52 +130,30 @@ def files_by_model(paths: Sequence[Path]) -> dict[str, dict[str, Path]]:
     return found
 
 
-def read_reconstructed(path: Path) -> pd.DataFrame:
-    """Return what became of the test crystals that a model encoded and decoded.
+def read_evaluation(path: Path, kind: str) -> pd.DataFrame:
+    """Return an evaluation of a kind of `COLUMNS`.
 
     Raises
     ------
     InputError
-        If the file is not of the form that `evaluate_reconstruction` writes.
+        If the file is not of that kind, or says that crystals match without their distance.
     """
-    table = _read(path, "reconstructed", "evaluate the reconstruction again")
-    _check_matches(path, table, "matched", "rms")
-    _check_matches(path, table, "matched_default", "rms_default")
-    return table
-
-
-def read_generated(path: Path) -> pd.DataFrame:
-    """Return the measures of each generated crystal.
-
-    Raises
-    ------
-    InputError
-        If the file is not of the form that `evaluate_generation` writes.
-    """
-    return _read(path, "generated", "evaluate the generation again")
-
-
-def read_reference(path: Path) -> pd.DataFrame:
-    """Return the test crystals, with how near the generated ones come to each.
-
-    Raises
-    ------
-    InputError
-        If the file is not of the form that `evaluate_generation` writes.
-    """
-    return _read(path, "reference", "evaluate the generation again")
-
-
-def read_relaxed(path: Path) -> pd.DataFrame:
-    """Return generated crystals before and after relaxation, without their structures.
-
-    Raises
-    ------
-    InputError
-        If the file is not of the form that `relax_generated` writes.
-    """
-    table = _read(path, "relaxed", "relax the crystals again")
-    _check_matches(path, table, "matched", "rms")
+    words, truths, numbers = COLUMNS[kind]
+    table = read_columns(path, [*words, *truths, *numbers], gaps=numbers)
+    advice = "evaluate the model again"
+    if odd := [name for name in truths if len(table) and not is_bool_dtype(table[name])]:
+        raise InputError(f"{path} has a {odd[0]} that is not true or false: {advice}")
+    if odd := [name for name in numbers if len(table) and not is_numeric_dtype(table[name])]:
+        raise InputError(f"{path} has a {odd[0]} that is not a number: {advice}")
+    # What no calculator could take is infinite or not a number: either way there is none.
+    table[list(numbers)] = table[list(numbers)].replace([np.inf, -np.inf], np.nan)
+    table = table.astype(dict.fromkeys(truths, bool) | dict.fromkeys(numbers, np.float64))
+    for rms in (name for name in numbers if name.startswith("rms")):
+        matched = rms.replace("rms", "matched")
+        if (table[matched] != table[rms].notna()).any():
+            raise InputError(
+                f"{path} has rows that are {matched} without {rms}, or the other way: {advice}"
+            )
     return table
 
 
@@ -239,23 +217,3 @@ def relaxation_stand_in(calculator: str) -> str:
         return ""
     used = CALCULATORS.get(calculator, calculator)
     return f"MLIP-relaxed with {used} for DFT-relaxed with VASP"
-
-
-def _read(path: Path, kind: str, advice: str) -> pd.DataFrame:
-    words, truths, numbers = COLUMNS[kind]
-    table = read_columns(path, [*words, *truths, *numbers], gaps=numbers)
-    if odd := [name for name in truths if len(table) and not is_bool_dtype(table[name])]:
-        raise InputError(f"{path} has a {odd[0]} that is not true or false: {advice}")
-    if odd := [name for name in numbers if len(table) and not is_numeric_dtype(table[name])]:
-        raise InputError(f"{path} has a {odd[0]} that is not a number: {advice}")
-    # What no calculator could take is infinite or not a number: either way there is none.
-    table[list(numbers)] = table[list(numbers)].replace([np.inf, -np.inf], np.nan)
-    return table.astype(dict.fromkeys(truths, bool) | dict.fromkeys(numbers, np.float64))
-
-
-def _check_matches(path: Path, table: pd.DataFrame, matched: str, rms: str) -> None:
-    if (table[matched] != table[rms].notna()).any():
-        raise InputError(
-            f"{path} has rows that are {matched} without {rms}, or the other way: evaluate the "
-            "model again"
-        )

@@ -17,7 +17,7 @@ from diffractory.evaluation.generation import (
     chosen,
     counterpart,
     model_label,
-    read_generated,
+    read_evaluation,
 )
 from diffractory.evaluation.generation_drawings import (
     SHRUNK,
@@ -275,7 +275,7 @@ def _read_shown(samples: Path, generated: Path, most: int) -> pd.DataFrame:
     """Return the first generated crystals of the model's own sampler, with their measures."""
     table = read_columns(samples, ["task", "sampler", "item", *CRYSTAL])
     crystals = chosen(table[table["task"] == "generation"], OWN).sort_values("item")[:most]
-    measures = chosen(read_generated(generated), OWN)
+    measures = chosen(read_evaluation(generated, "generated"), OWN)
     both = crystals[["item", *CRYSTAL]].merge(measures, on="item", validate="one_to_one")
     if len(both) < len(crystals) or both.empty:
         raise InputError(f"{generated} is not about the crystals in {samples}: evaluate them again")

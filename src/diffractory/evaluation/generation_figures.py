@@ -19,8 +19,7 @@ from diffractory.evaluation.generation import (
     counterpart,
     crystals_stand_in,
     evaluations,
-    read_reconstructed,
-    read_relaxed,
+    read_evaluation,
     relaxation_stand_in,
 )
 from diffractory.evaluation.generation_crystal_figures import crystals_figure, trajectory_figure
@@ -177,7 +176,7 @@ def _not_run(models: tuple[str, ...], files: Files) -> str:
 def _energy_figure(files: Files, context: Mapping[str, Any]) -> Drawing:
     """Draw how much energy generated crystals lose when they relax."""
     found = {
-        (dataset, model): _losses(read_relaxed(path))
+        (dataset, model): _losses(read_evaluation(path, "relaxed"))
         for dataset, models in files.items()
         for model, path in models.items()
     }
@@ -272,7 +271,7 @@ def _steps_figure(files: Files, context: Mapping[str, Any]) -> Drawing:
     for dataset, row in zip(datasets, axes, strict=True):
         for model, path in files[dataset].items():
             own = context["steps"][model]
-            course = _course(read_reconstructed(path), own, context["seed"])
+            course = _course(read_evaluation(path, "reconstructed"), own, context["seed"])
             for ax, name in zip(row, ("match_percent", "rms_percent"), strict=True):
                 _draw_course(ax, course, name, model)
             parts.append(course.assign(crystals_of=dataset, model=MODELS[model]))

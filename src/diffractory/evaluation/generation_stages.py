@@ -5,6 +5,7 @@ not valid, not covered.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from diffractory.evaluation.crystal_metrics import (
 from diffractory.evaluation.crystal_scores import DEFAULT_TOLERANCES
 from diffractory.evaluation.energies import formation_energies
 from diffractory.evaluation.fingerprints import Fingerprints, fingerprints
-from diffractory.evaluation.structure_matching import match, novel, unique
+from diffractory.evaluation.structure_matching import comparers, match_by_two, originality
 from diffractory.simulate.crystal import SYMBOLS
 from diffractory.store import InputError, generator, recorded, write_parquet
 from diffractory.structures.reading import Cell
@@ -113,8 +114,9 @@ def evaluate_reconstruction(
         truths = known.loc[table["material_id"]]
         made, true = cells_of(table), cells_of(truths)
         pairs, limit = list(zip(made, true, strict=True)), settings["seconds_per_pair"]
-        published = match(pairs, settings["tolerances"], limit, threads)
-        default = match(pairs, DEFAULT_TOLERANCES, limit, threads)
+        with comparers(threads) as pool:
+            tolerances = settings["tolerances"], DEFAULT_TOLERANCES
+            published, default = match_by_two(pairs, *tolerances, limit, pool)
         formulas = [reduced_formula(cell) for cell in true]
         groups = ((_space_group(one), _space_group(other)) for one, other in pairs)
         result = table[["sampler", "item", "material_id"]].assign(
@@ -184,11 +186,13 @@ def fingerprint_crystals(
         table = table[(table[list(SPLITS)] == TEST).any(axis=1)]
         cells = cells_of(table)
         found = _comparable(fingerprints(cells, threads))
+        with comparers(threads) as pool:
+            energies = formation_energies(cells, pool)
         result = table[["material_id"]].assign(
             structure=list(found.structure),
             composition=list(found.composition),
             density=densities(cells),
-            formation_energy=formation_energies(cells, threads),
+            formation_energy=energies,
             n_elements=element_counts(cells),
         )
         write_parquet(fingerprints_of_test, result)
@@ -259,7 +263,9 @@ def evaluate_generation(
         if table.empty:
             raise InputError(f"{samples} holds no generated crystal: raise sampling.generated")
         groups = table.groupby("sampler", sort=False)
-        parts = [_judged(part, train, test, settings, seed, threads) for _, part in groups]
+        with comparers(threads) as pool:
+            common = train, test, settings, seed, pool, threads
+            parts = [_judged(part, *common) for _, part in groups]
         write_parquet(generated, pd.concat([part for part, _ in parts], ignore_index=True))
         write_parquet(reference, pd.concat([part for _, part in parts], ignore_index=True))
         facts["generated"], facts["train"], facts["test"] = len(table), len(train), len(test)
@@ -273,13 +279,14 @@ def _judged(
     test: pd.DataFrame,
     settings: Mapping[str, Any],
     seed: int,
+    pool: Executor,
     threads: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the rows of the generated crystals of one sampler, and those of the test crystals."""
     cells, sampler = cells_of(table), table["sampler"].iloc[0]
     found = _comparable(fingerprints(cells, threads))
     true = Fingerprints(*(_rows(test[name], rows) for name, rows in found._asdict().items()))
-    limits = settings["tolerances"], settings["seconds_per_pair"], threads
+    limits = settings["tolerances"], settings["seconds_per_pair"], pool, threads
     stable, neutral = valid_structure(cells), valid_composition(cells)
     known = ~np.isnan(found.structure[:, 0])
     # As in CDVAE: only a crystal with a fingerprint is valid as a whole.
@@ -287,7 +294,8 @@ def _judged(
     drawn = rng.permutation(np.flatnonzero(stable & neutral & known))[: settings["properties"]]
     drawn.sort()
     energies = np.full(len(cells), np.nan)
-    energies[drawn] = formation_energies([cells[place] for place in drawn], threads)
+    energies[drawn] = formation_energies([cells[place] for place in drawn], pool)
+    original = originality(cells, train, *limits)
     judged = table[["sampler", "item"]].assign(
         formula=[reduced_formula(cell) for cell in cells],
         n_sites=[len(cell.numbers) for cell in cells],
@@ -301,8 +309,8 @@ def _judged(
         formation_energy=energies,
         n_elements=element_counts(cells),
         for_properties=np.isin(np.arange(len(cells)), drawn),
-        unique=unique(cells, *limits),
-        novel=novel(cells, train, *limits),
+        unique=original.unique,
+        novel=original.novel,
     )
     near = pd.DataFrame(
         {

@@ -24,10 +24,7 @@ from diffractory.evaluation.generation import (
     crystals_stand_in,
     evaluations,
     read_dataset,
-    read_generated,
-    read_reconstructed,
-    read_reference,
-    read_relaxed,
+    read_evaluation,
     relaxation_stand_in,
     split_kind,
 )
@@ -42,14 +39,6 @@ from diffractory.evaluation.tables import (
     write_table,
 )
 from diffractory.store import InputError, recorded
-
-READERS = {
-    "reconstructed": read_reconstructed,
-    "generated": read_generated,
-    "reference": read_reference,
-    "relaxed": read_relaxed,
-}
-"""How the kinds of evaluation files are read."""
 
 TABLES = {
     "1": ("reconstructed",),
@@ -138,7 +127,7 @@ def make_table(
     datasets
         ``dataset.parquet`` by data set, in the order to print.
     files
-        Evaluation files by kind (a key of ``READERS``), data set and model; what has none is
+        Evaluation files by kind (of `generation.COLUMNS`), data set and model; what has none is
         shown as "not run".
     context
         ``scale``, ``seed``, ``calculator``, ``pressure`` (GPa), ``tolerances`` of the matches
@@ -161,7 +150,7 @@ def make_table(
         sizes = {dataset: read_dataset(path) for dataset, path in datasets.items()}
         frames = {
             kind: {
-                dataset: {model: READERS[kind](path) for model, path in models.items()}
+                dataset: {model: read_evaluation(path, kind) for model, path in models.items()}
                 for dataset, models in of_kind.items()
             }
             for kind, of_kind in used.items()

@@ -22,14 +22,12 @@ from diffractory.augment.layers import calculator_of_process
 from diffractory.evaluation.crystal_metrics import valid_structure
 from diffractory.evaluation.energies import is_plausible
 from diffractory.evaluation.generation_stages import cells_of, read_samples, reduced_formula
-from diffractory.evaluation.structure_matching import match
+from diffractory.evaluation.structure_matching import comparers, match
 from diffractory.simulate.crystal import Crystal
 from diffractory.store import (
     atomic_folder,
-    one_thread,
     recorded,
     track,
-    worker_pool,
     write_parquet,
 )
 from diffractory.structures.reading import Cell
@@ -119,12 +117,12 @@ def relax_generated(
         facts["valid"], facts["chosen"] = int(valid.sum()), len(table)
         _write_dft(dft, table["item"].tolist(), before, settings["pressure"])
         work = partial(_relaxed, settings=settings, calculator=calculator)
-        with worker_pool(threads, __name__, one_thread, "use fewer threads.") as pool:
+        with comparers(threads) as pool:
             made = pool.map(work, before)
             rows = list(track(made, "Relaxing", len(before), "crystals"))
-        after = [_cell(row) for row in rows]
-        limits = settings["tolerances"], settings["seconds_per_pair"], threads
-        matches = match(list(zip(after, before, strict=True)), *limits)
+            pairs = list(zip(map(_cell, rows), before, strict=True))
+            limits = settings["tolerances"], settings["seconds_per_pair"]
+            matches = match(pairs, *limits, pool)
         result = table[["item"]].reset_index(drop=True)
         result["formula"] = [reduced_formula(cell) for cell in before]
         result["n_sites"] = [len(cell.numbers) for cell in before]

@@ -9,7 +9,7 @@ same cores change no result.
 import signal
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
@@ -36,6 +36,17 @@ many vectors of a lattice are as long."""
 
 ADVICE = "use fewer processes."
 """Where a worker process is killed."""
+
+
+@contextmanager
+def comparers(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Yield worker processes for all that is asked about crystals.
+
+    They import the main module, so that a script must use this under
+    ``if __name__ == "__main__"``.
+    """
+    with worker_pool(processes, __name__, _prepare, ADVICE) as pool:
+        yield pool
 
 
 class Matches(NamedTuple):
@@ -71,7 +82,7 @@ def match(
     pairs: Sequence[tuple[Cell, Cell]],
     tolerances: Mapping[str, float],
     seconds_per_pair: float,
-    processes: int,
+    pool: Executor,
 ) -> Matches:
     """Compare P pairs of crystals, such as a reconstructed and a true one.
 
@@ -83,9 +94,8 @@ def match(
         ``ltol`` and ``stol`` (fractions) and ``angle_tol`` (degree) of the StructureMatcher.
     seconds_per_pair
         Time of the processor after which a pair is given up.
-    processes
-        Number of worker processes. They import the main module, so that a script which calls this
-        function must do so under ``if __name__ == "__main__"``.
+    pool
+        As of `comparers`.
     """
     rms, timed_out = np.full(len(pairs), np.nan), np.zeros(len(pairs), dtype=np.bool_)
     cells = [cell for pair in pairs for cell in pair]
@@ -93,15 +103,32 @@ def match(
     same = [p for p in np.flatnonzero(proper).tolist() if same_formula(*pairs[p])]
     timed_out[same] = ~compact[same]
     wanted = [p for p in same if compact[p]]
-    if not wanted:
-        return Matches(rms, timed_out)
     compare = partial(_rms, tolerances, seconds_per_pair)
-    with worker_pool(min(processes, len(wanted)), __name__, _prepare, ADVICE) as pool:
-        found = pool.map(compare, [pairs[p] for p in wanted], chunksize=CHUNK)
-        for p, distance in zip(wanted, track(found, "Matching", len(wanted), "pairs"), strict=True):
-            timed_out[p] = distance is None
-            rms[p] = np.nan if distance is None else distance
+    found = pool.map(compare, [pairs[p] for p in wanted], chunksize=CHUNK)
+    for p, distance in zip(wanted, track(found, "Matching", len(wanted), "pairs"), strict=True):
+        timed_out[p] = distance is None
+        rms[p] = np.nan if distance is None else distance
     return Matches(rms, timed_out)
+
+
+def match_by_two(
+    pairs: Sequence[tuple[Cell, Cell]],
+    first: Mapping[str, float],
+    second: Mapping[str, float],
+    seconds_per_pair: float,
+    pool: Executor,
+) -> tuple[Matches, Matches]:
+    """Compare P pairs as `match` does, by two tolerances.
+
+    If none of the first is tighter, the second is not tried where the first finds no match.
+    """
+    found = match(pairs, first, seconds_per_pair, pool)
+    asked = np.full(len(pairs), any(first[name] < second[name] for name in second))
+    asked |= ~np.isnan(found.rms) | found.timed_out
+    some = [pairs[p] for p in np.flatnonzero(asked).tolist()]
+    again = Matches(np.full(len(pairs), np.nan), np.zeros(len(pairs), dtype=np.bool_))
+    again.rms[asked], again.timed_out[asked] = match(some, second, seconds_per_pair, pool)
+    return found, again
 
 
 def same_formula(first: Cell, second: Cell) -> bool:
@@ -154,80 +181,93 @@ def _give_up(signum: int, frame: FrameType | None) -> None:
     raise _OutOfTime
 
 
-def unique(
-    cells: Sequence[Cell],
-    tolerances: Mapping[str, float],
-    seconds: float,
-    processes: int,
-) -> NDArray[np.bool_]:
-    """Tell which of M crystals are the first of their group of duplicates, shape (M,).
+class Originality(NamedTuple):
+    """How M crystals compare with each other and with a reference set such as the training set.
 
-    A group is what a chain of matches connects, so that the number of groups does not depend on the
-    order. What cannot be compared (see `comparable`) is not unique.
+    What cannot be compared (see `comparable`) is neither unique nor novel.
 
-    Parameters
+    Attributes
     ----------
-    cells, tolerances, processes
-        As for `match`.
-    seconds
-        Time of the processor after which the reduction of a cell is given up.
+    unique
+        The first of its group of duplicates, shape (M,). A group is what a chain of matches
+        connects, so that the number of groups does not depend on the order.
+    novel
+        No match in the reference set, shape (M,).
     """
-    result = np.zeros(len(cells), dtype=np.bool_)
-    with worker_pool(processes, __name__, _prepare, ADVICE) as pool:
-        primitive = comparable(cells, seconds, pool)
-        kept = [m for m, cell in enumerate(primitive) if cell is not None]
-        names = [f"{m:012d}" for m in kept]
-        known = [cell for cell in primitive if cell is not None]
-        groups = duplicate_groups(names, known, tolerances, pool, processes)
-    result[kept] = [name == group for name, group in zip(names, groups, strict=True)]
-    return result
+
+    unique: NDArray[np.bool_]
+    novel: NDArray[np.bool_]
 
 
-def novel(
+def originality(
     cells: Sequence[Cell],
     reference: Sequence[Cell],
     tolerances: Mapping[str, float],
     seconds: float,
+    pool: Executor,
     processes: int,
-) -> NDArray[np.bool_]:
-    """Tell which of M crystals match none of a reference set, shape (M,).
-
-    What cannot be compared (see `comparable`) is not novel.
+) -> Originality:
+    """Tell which of M crystals are unique, and which are novel.
 
     Parameters
     ----------
-    cells, tolerances, processes
+    cells, tolerances, pool
         As for `match`.
-    reference
-        Such as the training set.
     seconds
         Time of the processor after which the reduction of a cell is given up.
+    processes
+        How many work in the pool.
     """
     formulas = {_formula(cell) for cell in cells}
     others = [cell for cell in reference if _formula(cell) in formulas]
-    with worker_pool(processes, __name__, _prepare, ADVICE) as pool:
-        primitive = comparable([*cells, *others], seconds, pool)
-        kept = [m for m, cell in enumerate(primitive) if cell is not None]
-        known = [cell for cell in primitive if cell is not None]
-        groups: dict[bytes, list[int]] = defaultdict(list)
-        for k, cell in enumerate(known):
-            groups[cell.numbers.tobytes()].append(k)
-        found = (np.array(kept, dtype=np.int64) >= len(cells)).astype(np.int64)
-        pairs = (
-            pair
-            for group in track(groups.values(), "Looking for known ones", len(groups), "groups")
-            for pair in candidates(group, known, tolerances, found)
-            if found[pair[0]] != found[pair[1]]
-        )
-        for pair in matching_pairs(pairs, known, tolerances, pool, processes):
-            found[list(pair)] = 1
+    primitive = comparable([*cells, *others], seconds, pool)
+    limits = tolerances, pool, processes
+    ours, theirs = primitive[: len(cells)], primitive[len(cells) :]
+    return Originality(_unique(ours, *limits), _novel(ours, theirs, *limits))
+
+
+def _unique(
+    primitive: Sequence[Cell | None],
+    tolerances: Mapping[str, float],
+    pool: Executor,
+    processes: int,
+) -> NDArray[np.bool_]:
+    known = {f"{m:012d}": cell for m, cell in enumerate(primitive) if cell is not None}
+    groups = duplicate_groups(list(known), list(known.values()), tolerances, pool, processes)
+    result = np.zeros(len(primitive), dtype=np.bool_)
+    result[[int(group) for group in groups]] = True
+    return result
+
+
+def _novel(
+    primitive: Sequence[Cell | None],
+    reference: Sequence[Cell | None],
+    tolerances: Mapping[str, float],
+    pool: Executor,
+    processes: int,
+) -> NDArray[np.bool_]:
+    everything = [*primitive, *reference]
+    kept = [m for m, cell in enumerate(everything) if cell is not None]
+    known = [cell for cell in everything if cell is not None]
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for k, cell in enumerate(known):
+        groups[cell.numbers.tobytes()].append(k)
     # Each stands as 0 if it is not known, 1 if it is; those of the reference set come last.
-    result = np.zeros(len(cells) + len(others), dtype=np.bool_)
+    found = (np.array(kept, dtype=np.int64) >= len(primitive)).astype(np.int64)
+    pairs = (
+        pair
+        for group in track(groups.values(), "Looking for known ones", len(groups), "groups")
+        for pair in candidates(group, known, tolerances, found)
+        if found[pair[0]] != found[pair[1]]
+    )
+    for pair in matching_pairs(pairs, known, tolerances, pool, processes):
+        found[list(pair)] = 1
+    result = np.zeros(len(everything), dtype=np.bool_)
     result[kept] = found == 0
-    return result[: len(cells)]
+    return result[: len(primitive)]
 
 
-def comparable(cells: Sequence[Cell], seconds: float, executor: Executor) -> list[Cell | None]:
+def comparable(cells: Sequence[Cell], seconds: float, pool: Executor) -> list[Cell | None]:
     """Return the cells that the StructureMatcher compares, None where there is none.
 
     They are primitive, Niggli-reduced, right-handed and sorted by atomic number. There is none of a
@@ -241,7 +281,7 @@ def comparable(cells: Sequence[Cell], seconds: float, executor: Executor) -> lis
     """
     result: list[Cell | None] = [None] * len(cells)
     proper = np.flatnonzero(_proper(cells)[1]).tolist()
-    reduced = executor.map(partial(_reduced, seconds), [cells[m] for m in proper], chunksize=CHUNK)
+    reduced = pool.map(partial(_reduced, seconds), [cells[m] for m in proper], chunksize=CHUNK)
     for m, cell in zip(proper, track(reduced, "Reducing", len(proper), "cells"), strict=True):
         result[m] = cell
     return result
