@@ -42,7 +42,7 @@ from diffractory.evaluation.crystal_scores import (
     estimated_wasserstein,
 )
 from diffractory.evaluation.fingerprints import Fingerprints, fingerprints
-from diffractory.evaluation.structure_matching import match, novel, unique
+from diffractory.evaluation.structure_matching import comparers, match, originality
 from diffractory.models.crystal_vae import CrystalVae
 from diffractory.models.periodic_graph import UnitCells, periodic_graph
 from diffractory.structures.reading import Cell
@@ -189,8 +189,6 @@ def metric_rates(generated: int, reference: int, processes: int) -> dict[str, fl
     true = random_cells(reference, 1)
     made = [moved(cell, n) for n, cell in enumerate(true[: generated // 2])]
     made += random_cells(generated - len(made), 2)
-    limits = DEFAULT_TOLERANCES, SECONDS_PER_PAIR, processes
-    unique(made[:2], *limits)  # starts the server of the processes
     times: dict[str, float] = {}
     print(f"{generated:,} generated crystals against {reference:,}, {processes} processes")
 
@@ -207,10 +205,16 @@ def metric_rates(generated: int, reference: int, processes: int) -> dict[str, fl
         "fingerprints", times, lambda: [fingerprints(cells, processes) for cells in (made, true)]
     )
     timed("coverage", times, lambda: (coverage(ours, theirs), coverage(theirs, ours)))
-    timed("unique", times, lambda: unique(made, *limits))
-    timed("novel", times, lambda: novel(made, true, *limits))
     pairs = list(zip(made[: generated // 2], true, strict=False))
-    timed("reconstruction", times, lambda: match(pairs, TOLERANCES, SECONDS_PER_PAIR, processes))
+    with comparers(processes) as pool:
+        limits = SECONDS_PER_PAIR, pool
+        match(pairs[:2], TOLERANCES, *limits)  # starts the processes
+        timed(
+            "unique, novel",
+            times,
+            lambda: originality(made, true, DEFAULT_TOLERANCES, *limits, processes),
+        )
+        timed("reconstruction", times, lambda: match(pairs, TOLERANCES, *limits))
     print(f"{'all':24}{sum(times.values()):10.2f} s")
     return {"metric_structures_per_second": (generated + reference) / sum(times.values())}
 
