@@ -1,0 +1,289 @@
+"""Bragg spots of frames: where they are, and how much is in them.
+
+A frame is correlated with the probe. Maxima of the correlation that noise alone would hardly make
+are spots; their places and intensities are then improved (`bragg_refinement`). All is done for many
+frames at a time, on a CPU or a GPU alike.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import fft, ndimage
+from torch import Tensor
+
+from diffractory.errors import InputError
+from diffractory.experiment.bragg_background import find_background, highest
+from diffractory.experiment.bragg_refinement import (
+    Frames,
+    Spots,
+    Templates,
+    counts_in,
+    refine,
+)
+
+FINE = 8
+"""Points along a pixel that a synthesized probe is drawn with."""
+
+LEAST_SEEN = 0.5
+"""Spots of which less than this is not masked are left out."""
+
+MISFIT = 0.1
+"""How well background and disks of other spots are known, fraction of their electrons."""
+
+ROUGHLY = 0.75
+"""What part of the least intensity and significance a spot needs before it has its best place."""
+
+CHUNK = {"cpu": 16, "cuda": 256}
+"""Frames that are gone through at a time."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The direct beam without a specimen.
+
+    Attributes
+    ----------
+    kernel
+        Fraction of the beam in each pixel about its middle, shape (2 k + 1, 2 k + 1), its sum 1 and
+        its centre of mass on the middle pixel, to within 0.05 pixel.
+    radius
+        Of the disk, pixels.
+    """
+
+    kernel: NDArray[np.float32]
+    radius: float
+
+
+def disk_probe(radius: float, blur: float = 0.5) -> Probe:
+    """Return the probe of a round aperture.
+
+    Parameters
+    ----------
+    radius
+        Of the disk, pixels.
+    blur
+        Standard deviation of the Gaussian that the disk is blurred with, pixels.
+
+    Raises
+    ------
+    InputError
+        If the radius is not above 0, or the blur below 0.
+    """
+    if not (radius > 0 and blur >= 0):
+        raise InputError(
+            "a probe needs a radius above 0 and a blur of 0 pixels or more, "
+            f"not {radius:g} and {blur:g}"
+        )
+    half = math.ceil(radius + 3 * blur)
+    points = (np.arange((2 * half + 1) * FINE) + 0.5) / FINE - half - 0.5
+    disk = (np.hypot(points[:, None], points) <= max(radius, 0.5 / FINE)).astype(np.float64)
+    disk = ndimage.gaussian_filter(disk, blur * FINE, mode="constant")
+    kernel = disk.reshape(2 * half + 1, FINE, 2 * half + 1, FINE).sum(axis=(1, 3))
+    return Probe((kernel / kernel.sum()).astype(np.float32), radius)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What counts as a spot.
+
+    Attributes
+    ----------
+    min_intensity
+        Least intensity, fraction of the frame's total.
+    significance
+        Least significance, standard deviations: of a normal distribution that exceeds so many as
+        rarely as the noise makes as many electrons in a disk.
+    max_spots
+        Most spots of a frame, the brightest.
+    """
+
+    min_intensity: float = 2e-4
+    significance: float = 4.0
+    max_spots: int = 200
+
+
+class FoundSpots(NamedTuple):
+    """Spots of n frames, those of frame i are offsets[i]:offsets[i+1], brightest first.
+
+    Attributes
+    ----------
+    offsets
+        Shape (n + 1,).
+    row, column
+        Pixels, the middles of pixels at whole numbers, shape (S,).
+    intensity
+        Sum over the disk without the background, unit of the frames, shape (S,).
+    """
+
+    offsets: NDArray[np.int64]
+    row: NDArray[np.float32]
+    column: NDArray[np.float32]
+    intensity: NDArray[np.float32]
+
+
+def find_spots(
+    frames: NDArray[np.float32],
+    probe: Probe,
+    detection: Detection,
+    mask: NDArray[np.bool_] | None = None,
+    device: str = "cpu",
+) -> FoundSpots:
+    """Return the spots of frames.
+
+    What is found in a frame does not depend on the other frames. Pixels that are NaN or infinite
+    are taken for masked. A spot that is partly masked, or beyond the edge, counts for the whole of
+    it if half of it is seen, and is left out otherwise.
+
+    Parameters
+    ----------
+    frames
+        Any unit, shape (n, rows, columns). The noise is measured in each frame itself.
+    mask
+        True where a pixel counts, shape (rows, columns).
+    device
+        `cpu` or `cuda`.
+
+    Raises
+    ------
+    InputError
+        If shapes do not go together, or the device is not there.
+    """
+    if frames.ndim != 3:
+        raise InputError(f"frames must have the shape (n, rows, columns), not {frames.shape}")
+    if mask is not None and mask.shape != frames.shape[1:]:
+        raise InputError(
+            f"a mask of {mask.shape[0]} x {mask.shape[1]} pixels does not go with frames of "
+            f"{frames.shape[1]} x {frames.shape[2]}"
+        )
+    if device not in CHUNK or (device == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"there is no device {device!r} here: use cpu")
+    templates = Templates.of(probe.kernel, device)
+    counts, rows = [np.zeros(0, dtype=np.int64)], [np.zeros((0, 3), dtype=np.float32)]
+    with torch.inference_mode():
+        counting = torch.ones(frames.shape[1:], dtype=torch.bool)
+        if mask is not None:
+            counting = torch.from_numpy(np.ascontiguousarray(mask))
+        counting = counting.to(device)[None]
+        for chunk in _chunks(frames, CHUNK[device]):
+            values, good = torch.from_numpy(chunk).to(device), counting
+            if not values.sum().isfinite():
+                good = good & values.isfinite()
+            values = torch.where(good, values, 0)
+            spots = _find(values, good.float(), probe, templates, detection)
+            counts.append(torch.bincount(spots.frame, minlength=len(chunk)).cpu().numpy())
+            place = torch.stack([spots.row, spots.column], dim=1) - templates.margin + spots.offset
+            rows.append(torch.cat([place, spots.intensity[:, None]], dim=1).cpu().numpy())
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
+    return FoundSpots(offsets, *np.ascontiguousarray(np.concatenate(rows).T))
+
+
+def _chunks(frames: NDArray[np.float32], size: int) -> Iterator[NDArray[np.float32]]:
+    for start in range(0, len(frames), size):
+        yield np.ascontiguousarray(frames[start : start + size], dtype=np.float32)
+
+
+def _find(
+    values: Tensor, mask: Tensor, probe: Probe, templates: Templates, detection: Detection
+) -> Spots:
+    """Return the spots of a chunk in padded frames, brightest first, intensity in its unit."""
+    shape = [fft.next_fast_len(n + 2 * templates.margin, real=True) for n in values.shape[-2:]]
+    values, mask = (_padded(x, templates.margin, shape) for x in (values, mask))
+    wave = _kernel_wave(probe.kernel, shape, values)
+    disks, seen = (_correlated(x, wave, templates.area) for x in (values, mask))
+    ground = find_background(values, mask, disks, probe.radius)
+    gain = ground.gain[:, None, None]
+    frames = Frames(values / gain, ground.level / gain, ground.shift / ground.gain, mask)
+    least = detection.min_intensity * frames.values.sum(dim=(1, 2))
+    least = least.clamp(min=1e-6)
+    spots, significance = _candidates(disks / gain, seen, frames, ROUGHLY * least, templates, probe)
+    spots = spots.select(significance >= ROUGHLY * detection.significance)
+    spots, patches = refine(frames, spots, templates)
+    good = _significance(*counts_in(patches, templates.area)) >= detection.significance
+    good &= (patches.seen >= LEAST_SEEN) & (spots.intensity >= least[spots.frame])
+    spots = _brightest(spots.select(good), detection.max_spots)
+    return replace(spots, intensity=spots.intensity * ground.gain[spots.frame])
+
+
+def _padded(values: Tensor, margin: int, shape: list[int]) -> Tensor:
+    rows, columns = values.shape[-2:]
+    sides = (margin, shape[1] - columns - margin, margin, shape[0] - rows - margin)
+    return torch.nn.functional.pad(values, sides)
+
+
+def _kernel_wave(kernel: NDArray[np.float32], shape: list[int], like: Tensor) -> Tensor:
+    """Return the conjugate Fourier transform of the kernel, its middle at (0, 0)."""
+    placed = np.zeros(shape, dtype=np.float32)
+    placed[: len(kernel), : len(kernel)] = kernel
+    placed = np.roll(placed, -(len(kernel) // 2), axis=(0, 1))
+    return torch.fft.rfft2(torch.from_numpy(placed).to(like)).conj()
+
+
+def _correlated(values: Tensor, wave: Tensor, area: float) -> Tensor:
+    """Return the sum over the disk about each pixel."""
+    spectrum = torch.fft.rfft2(values) * wave
+    return area * torch.fft.irfft2(spectrum, s=values.shape[-2:])
+
+
+def _candidates(
+    disks: Tensor, seen: Tensor, frames: Frames, least: Tensor, templates: Templates, probe: Probe
+) -> tuple[Spots, Tensor]:
+    """Return the pixels where disks hold most of all about them, and how significant they are.
+
+    Parameters
+    ----------
+    disks, seen
+        Sums over the disk about each pixel, of electrons and of pixels that are not masked.
+    least
+        Electrons above the background that a disk needs, shape (n,).
+    """
+    excess = disks - frames.background * seen
+    reach = max(1, round(probe.radius))
+    peaks = highest(highest(excess, reach, 1), reach, 2)
+    good = (excess >= peaks) & (excess > least[:, None, None])
+    good &= seen >= LEAST_SEEN * templates.area
+    frame, row, column = good.nonzero().unbind(dim=1)
+    covered = seen[frame if len(seen) > 1 else 0, row, column]
+    unsure = covered * frames.background[frame, row, column]
+    found = excess[frame, row, column]
+    spots = Spots(
+        frame=frame,
+        row=row,
+        column=column,
+        offset=torch.zeros(len(frame), 2, device=found.device),
+        intensity=found * templates.area / covered,
+    )
+    certain = covered * frames.shift[frame]
+    return spots, _significance(found + unsure + certain, unsure, certain)
+
+
+def _significance(found: Tensor, unsure: Tensor, certain: Tensor) -> Tensor:
+    """Return how far electrons in disks are above the expected ones, standard deviations.
+
+    The signed root of the likelihood ratio of Poisson counts (T.-P. Li, Y.-Q. Ma, Astrophys. J.
+    272, 317 (1983), Eq. 17, for a background that is well known).
+
+    Parameters
+    ----------
+    found
+        Electrons, shape (S,).
+    unsure, certain
+        Expected ones, which are known to within `MISFIT` or exactly.
+    """
+    n = found.double().clamp(min=0)
+    expected = ((1 + MISFIT) * unsure + certain).double().clamp(min=1e-9)
+    ratio = 2 * (torch.xlogy(n, n / expected) - (n - expected))
+    return ratio.clamp(min=0).sqrt() * (n - expected).sign()
+
+
+def _brightest(spots: Spots, most: int) -> Spots:
+    """Return the brightest spots of each frame, frame after frame."""
+    order = torch.argsort(spots.intensity, descending=True, stable=True)
+    order = order[torch.argsort(spots.frame[order], stable=True)]
+    spots = spots.select(order)
+    before = torch.searchsorted(spots.frame, spots.frame)
+    return spots.select(torch.arange(len(order), device=before.device) - before < most)
