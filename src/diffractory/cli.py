@@ -26,11 +26,12 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 
 def main() -> None:
-    """Run a command; end on bad input with one sentence."""
+    """Run a command; end on bad input with one sentence and exit code 2."""
     try:
         app()
     except (InputError, OSError) as error:
-        sys.exit(f"Error: {error}")
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 @app.callback()
@@ -70,6 +71,88 @@ def doctor() -> None:
         )
         _print(line.append(f"; {finding.advice}" if finding.advice else ""))
     raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
+def predict(
+    scan: Annotated[
+        Path, typer.Argument(help="A 4D-STEM scan: .hspy, .zspy, .blo, .mib, .dm4, .tif, .npy, ...")
+    ],
+    model: Annotated[
+        Path, typer.Option(help="Folder of a trained model, as results/models/symmetry/ours.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Map folder to write; else SCAN.map in this folder.")
+    ] = None,
+    pixel_size: Annotated[
+        float | None, typer.Option(help="1/angstrom, where the file does not tell it.")
+    ] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="Of the electrons, kV, where the file does not tell it.")
+    ] = None,
+    axes: Annotated[
+        str | None, typer.Option(help="Order of the axes in the file, such as qy,qx,ry,rx.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Name of the scan in a file that holds several.")
+    ] = None,
+    min_spots: Annotated[
+        int, typer.Option(help="Positions with fewer diffracted spots are left out.")
+    ] = 5,
+    median_filter: Annotated[
+        int, typer.Option(help="Side of the square of positions whose median counts; 1: none.")
+    ] = 5,
+    min_confidence: Annotated[
+        float, typer.Option(help="Least difference of the two largest probabilities.")
+    ] = 0.005,
+    pool: Annotated[
+        bool, typer.Option("--pool", help="Ask about the positions of a grain together.")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Look only at every fourth row and column.")
+    ] = False,
+    vacuum: Annotated[
+        str | None, typer.Option(help="Rows and columns without a specimen, as 0:4,0:16.")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="PNG, TIFF or .npy: zero where a pixel does not count.")
+    ] = None,
+    rotation: Annotated[
+        float, typer.Option(help="From the map's +q_x axis to that of the detector, degree.")
+    ] = 0.0,
+    thickness: Annotated[
+        float | None, typer.Option(help="Of the specimen, angstrom: warns if the model's differ.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Map crystal systems and space groups over a 4D-STEM scan."""
+    # Threads that wait by spinning take the time of those that work, where cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from diffractory.experiment.maps import MapSettings
+    from diffractory.experiment.predict import QUICK, predict_scan
+
+    summary = predict_scan(
+        scan,
+        model,
+        output or Path(f"{scan.stem}.map"),
+        MapSettings(min_spots, median_filter, min_confidence, pool),
+        pixel_size,
+        None if energy is None else 1000 * energy,
+        axes,
+        dataset,
+        vacuum,
+        mask,
+        rotation,
+        thickness,
+        QUICK if quick else 1,
+        device,
+    )
+    print(f"Scan: {summary.scan}\nModel: {summary.model}\n")
+    for name, positions, fraction in summary.fractions.itertuples(index=False):
+        share = f"{fraction:8.1%}" if fraction == fraction else ""
+        if positions:
+            print(f"{name:16}{positions:>10,}{share}")
+    print(f"\nMap: {summary.folder}")
 
 
 @app.command()

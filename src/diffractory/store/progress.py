@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
@@ -24,14 +24,18 @@ logger = logging.getLogger(__name__)
 
 
 def track(
-    items: Iterable[Item], label: str, total: int, unit: str, weight: int = 1
+    items: Iterable[Item],
+    label: str,
+    total: int,
+    unit: str,
+    weight: int | Callable[[Item], int] = 1,
 ) -> Iterator[Item]:
     """Yield ``items`` while reporting how many are done, how fast, and how long is left.
 
     Parameters
     ----------
     items
-        What is worked on; each stands for ``weight`` units (the last one may stand for fewer).
+        What is worked on.
     label
         What is being done, such as ``"Simulating"``.
     total
@@ -39,7 +43,7 @@ def track(
     unit
         Name of a unit, in the plural.
     weight
-        Units per item.
+        Units that an item stands for (the last one may stand for fewer), or what tells them.
     """
     start = last_line = time.monotonic()
     columns = (
@@ -57,7 +61,8 @@ def track(
         task = bar.add_task(label, total=total, rate="")
         for item in items:
             yield item
-            done = min(done + weight, total)
+            units = weight if isinstance(weight, int) else weight(item)
+            done = min(done + units, total)
             now = time.monotonic()
             rate = done / max(now - start, 1e-9)
             bar.update(task, completed=done, rate=f"{rate:,.0f} {unit}/s")

@@ -23,6 +23,7 @@ from diffractory.store import (
 )
 from diffractory.store.labels import labels_of_split
 from diffractory.store.patterns import BLOCK
+from diffractory.training.conventions import conventions
 
 
 def describe_patterns(
@@ -97,7 +98,9 @@ def train_random_forest(
                 "or lower n_estimators"
             ) from error
         (folder / "model.safetensors").write_bytes(save(forest.tensors()))
-        write_text(folder / "hparams.json", json.dumps(forest.hparams(), indent=2) + "\n")
+        hparams = forest.hparams()
+        hparams["patterns"] = conventions(patterns, train["pattern"].to_numpy())
+        write_text(folder / "hparams.json", json.dumps(hparams, indent=2) + "\n")
         metrics = _validate(forest, patterns, structures)
         metrics.to_csv(folder / "metrics.csv", index=False, float_format="%.6f")
         facts["training_patterns"] = len(train)

@@ -14,6 +14,7 @@ from diffractory.models.pooling import fit_pooling, log_probability
 from diffractory.models.spot_lists import SpotListNetwork
 from diffractory.store import CRYSTAL_SYSTEMS, SpotReader, generator
 from diffractory.store.labels import labels_of_split
+from diffractory.training.conventions import conventions
 from diffractory.training.fit import Training, fit
 from diffractory.training.launch import Job
 from diffractory.training.spot_networks import NETWORKS, predict
@@ -110,6 +111,7 @@ def train_network(
             "training": dict(settings["training"]),
             "loss": network.loss_name,
             "max_spots": max_spots,
+            "patterns": conventions(patterns, train["pattern"].to_numpy()),
         }
         result.write(network, hparams, architecture(network.cpu()))
         result.facts["training_patterns"] = len(train)

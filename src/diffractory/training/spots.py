@@ -186,11 +186,11 @@ class SpotBatches(Batches[Batch]):
         values = self.reader.read(first, patterns[-1] + 1)
         offsets = self.reader.offsets
         start = offsets[patterns] - offsets[first]
-        return _brightest(values, start, start + np.diff(offsets)[patterns], self.max_spots)
+        return brightest(values, start, start + np.diff(offsets)[patterns], self.max_spots)
 
 
 @numba.njit(cache=True)
-def _brightest(
+def brightest(
     values: NDArray[np.float32], start: NDArray[np.int64], stop: NDArray[np.int64], most: int
 ) -> NDArray[np.float32]:
     """Return the spots start[p]:stop[p] of each p, in their order, at most the brightest."""
@@ -221,18 +221,19 @@ def _batch(
     spots = buffer[a:b].view(torch.float32).view(size, width, 3)
     mask = buffer[b:].view(torch.bool).view(size, width)
     targets.numpy()[:] = np.concatenate([*labels, pattern])
-    _fill(spots.numpy(), mask.numpy(), values, start, count)
+    fill(spots.numpy(), mask.numpy(), values, start, count)
     return Batch(spots, mask, targets[:size], targets[size : 2 * size], targets[2 * size :])
 
 
 @numba.njit(cache=True)
-def _fill(
+def fill(
     spots: NDArray[np.float32],
     mask: NDArray[np.bool_],
     values: NDArray[np.float32],
     start: NDArray[np.int64],
     count: NDArray[np.int64],
 ) -> None:
+    """Write the spots values[start[b]:start[b] + count[b]] to spots[b], and where they are."""
     for b in range(len(start)):
         spots[b, : count[b]] = values[start[b] : start[b] + count[b]]
         mask[b, : count[b]] = True
