@@ -13,6 +13,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 OF_EACH_STUDY = (
     "results/tables/symmetry/table_1.csv",
+    "results/tables/symmetry/table_scan.csv",
     "results/tables/ued/table_accuracy.csv",
     "results/figures/structure_2d/figure_3.svg",
     "results/evaluation/generation/perovskites/ours.parquet",

@@ -48,8 +48,6 @@ def run(monkeypatch, capsys, *arguments):
     with pytest.raises(SystemExit) as end:
         main()
     out, err = capsys.readouterr()
-    if isinstance(end.value.code, str):
-        return 1, out, end.value.code
     return end.value.code or 0, out, err
 
 
@@ -95,15 +93,15 @@ def test_inspect_names_the_stages_with_other_versions(last, monkeypatch, capsys)
 
 def test_bad_input_is_one_sentence(last, monkeypatch, capsys):
     code, out, err = run(monkeypatch, capsys, "inspect", "nothing.csv")
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert err.startswith("Error: nothing.csv does not exist: ")
     (LONG / "c.run.json").write_text("{")
     code, out, err = run(monkeypatch, capsys, "inspect", last)
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert "c.run.json is not a record of a stage" in err
-    assert err.count("\n") == 0
+    assert err.count("\n") == 1
     code, _, err = run(monkeypatch, capsys, "inspect", "x" * 5000)
-    assert code == 1
+    assert code == 2
     assert "File name too long" in err
 
 
@@ -124,7 +122,7 @@ def test_installed_command(last):
     missing = subprocess.run(
         [command, "inspect", "nothing"], capture_output=True, text=True, check=False
     )
-    assert missing.returncode == 1
+    assert missing.returncode == 2
     assert missing.stderr.startswith("Error: nothing does not exist")
     assert missing.stderr.count("\n") == 1
 

@@ -59,7 +59,7 @@ def test_pairs_of_the_same_name(folders, tmp_path, monkeypatch, capsys):
     assert found["same space group, %"][1] == "2"
     only = write(tmp_path / "only", {"z": SALT}, "vasp")
     code, _, complaint = run(monkeypatch, capsys, "evaluate-structures", only, folders[1], *options)
-    assert code == 1
+    assert code == 2
     assert "the same name" in complaint
 
 
@@ -99,7 +99,7 @@ def test_tables_of_the_workflow(tmp_path, monkeypatch, capsys):
     assert table(out)["match rate, %"] == ("100", "1")
     bare = parquet("bare.parquet", [])
     code, _, complaint = run(monkeypatch, capsys, "evaluate-structures", bare, true)
-    assert (code, "no structure that can be read" in complaint) == (1, True)
+    assert (code, "no structure that can be read" in complaint) == (2, True)
 
 
 def test_names_that_repeat_are_refused(tmp_path, monkeypatch, capsys):
@@ -108,7 +108,7 @@ def test_names_that_repeat_are_refused(tmp_path, monkeypatch, capsys):
     frame.to_csv(tmp_path / "twice.csv", index=False)
     arguments = "evaluate-structures", tmp_path / "twice.csv", tmp_path
     code, _, complaint = run(monkeypatch, capsys, *arguments, "--processes", 1)
-    assert code == 1
+    assert code == 2
     assert "two structures are named x" in complaint
 
 
@@ -125,6 +125,6 @@ def test_nothing_to_read_is_refused(tmp_path, monkeypatch, capsys):
         (lacking, "no column 'positions'"),
     ):
         code, _, complaint = run(monkeypatch, capsys, "evaluate-structures", path, tmp_path)
-        assert code == 1
+        assert code == 2
         assert str(path) in complaint
         assert words in complaint

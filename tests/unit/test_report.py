@@ -4,17 +4,22 @@ import json
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from diffractory.evaluation.report import make_report
+from diffractory.evaluation.report_stages import Cost, costs, read_stage, what_ran
+from diffractory.evaluation.report_summary import HEADLINES, Bar, headlines, not_run
 from diffractory.evaluation.style import figure_style, write_figure
-from diffractory.evaluation.tables import Table, provenance_note, write_table
+from diffractory.evaluation.tables import Table, provenance_note, read_table, write_table
 from diffractory.store import InputError, recorded
 
+RESULTS = Path(__file__).parents[2] / "docs/results"
 HOSTILE = '<script>alert("x")</script> & </table> "quoted"'
+ID = "symmetry-textra"
 VOID = {"meta", "br", "hr", "img", "input", "link", "source", "wbr", "col"}
 
 
@@ -95,7 +100,7 @@ def make_inputs(folder, study="symmetry", dataset="toy"):
 
 def build(folder, *inputs):
     output = folder / "report.html"
-    make_report(output, *inputs, run=folder / "report.run.json", seed=5)
+    make_report(output, *inputs, "make {file} -x", run=folder / "report.run.json", seed=5)
     return output.read_text("utf-8")
 
 
@@ -117,7 +122,9 @@ def test_page_needs_nothing_else(report):
                 allowed = tag == "a" and value.startswith("https://doi.org/")
                 assert value.startswith("#") or allowed
     assert not re.search(r"@import|url\((?!#)", report)
-    assert "http" not in report.replace("https://doi.org/", "")
+    assert "http" not in report.replace("https://doi.org/", "").replace("http-equiv", "")
+    (policy,) = [meta["content"] for meta in page.all("meta") if "http-equiv" in meta]
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def test_names_are_unique_and_references_resolve(report):
@@ -156,8 +163,8 @@ def test_page_says_everything(report):
                   "Caption 10 of toy.", "First note.", "Figure of toy.", "panel 10",
                   "tables/symmetry/table_2.csv", "figures/symmetry/figure_10.png",
                   "1,234", "duplicate: 40", "lattice.tolerance", "0.25", "numpy",
-                  "A toy in place of nature (Crystal system and space group from Bragg spots:",
-                  "Nathani", "doi:10.1038/s41524-025-01927-5", "dataset toy, scale demo, seed 5",
+                  "A toy in place of nature (table 10)", "Scale demo, seed 5: toy",
+                  "Nathani", "doi:10.1038/s41524-025-01927-5",
                   "a_new_study"):  # fmt: skip
         assert words in text, words
     assert text.index("Caption 2 of") < text.index("Caption 10 of") < text.index("Figure of toy")
@@ -174,6 +181,13 @@ def test_page_shows_time_memory_machine_and_commit(tmp_path):
         assert f"{record['host']['machine']}, {record['host']['cores']} cores, cpu" in text
         assert ("abcabcabca+" in text) is dirty
         assert "abcabcabca" in text
+
+
+def test_each_table_and_figure_has_the_command_that_makes_it(tmp_path):
+    tables, figures, records = make_inputs(tmp_path)
+    text = Page(build(tmp_path, tables, figures, records)).text
+    for path in (*tables, *figures):
+        assert f"Made by make {path.as_posix()} -x" in text
 
 
 def test_hostile_text_stays_text(tmp_path):
@@ -227,7 +241,7 @@ def test_columns_without_published_values_have_no_place_for_them(published, head
     assert lines[4] == f"{line} 5 / 6 |"
     assert len({text.count("|") for text in lines[2:5]}) == 1
     page = Page(build(tmp_path, [csv], [], []))
-    table = page.elements[[tag for tag, _ in page.elements].index("table") :]
+    table = page.elements[page.elements.index(("table", {"aria-labelledby": f"{ID}-h"})) :]
     table = table[: [tag for tag, _ in table].index("section")]
     n_columns = lines[2].count("|") - 1
     assert sum(tag == "td" for tag, _ in table) == n_columns - 1
@@ -278,3 +292,83 @@ def test_images_in_a_figure_come_with_the_page(tmp_path):
     assert "Shaaban et al." in page.text
     # No DOI of the study is known, and a link to nowhere would be worse than none.
     assert all(link["href"].startswith("#") for link in page.all("a"))
+
+
+def cells_of(study, table, *rows):
+    """Return a table of (row, column, unit, value, interval, published, stand-in)."""
+    names = ["row", "column", "unit", "value", "interval", "published", "stand_in"]
+    rest = {"study": study, "table": table, "n_train": "9", "n_test": "1200", "items": "patterns"}
+    return Table(pd.DataFrame(rows, columns=names).assign(**rest), "", "", ())
+
+
+def test_headlines_pair_what_was_made_with_what_was_published():
+    table = cells_of(
+        "symmetry", "1",
+        ("Ours", "All test items", "fraction", "0.5", "0.453\N{EN DASH}0.55", "", ""),
+        ("RF", "Mean without triclinic", "fraction", "0.848", "", "0.742", "a toy"),
+        ("RF", "All test items", "fraction", "0.9", "", "", "a toy"),
+        ("PE-AG-GMoE", "All test items", "fraction", "not run", "", "0.892", ""),
+    )  # fmt: skip
+    (shown,) = headlines("symmetry", [table])
+    forest, ours = shown.pairs
+    assert (forest.label, forest.n_test) == ("RF, mean of six systems", "1,200 patterns")
+    assert (forest.here, forest.published) == (Bar("84.8 %", 84.8), Bar("74.2 %", 74.2))
+    assert (forest.stand_in, ours.stand_in) == (True, False)
+    assert (ours.here, ours.published) == (Bar("50 %", 50.0), None)
+    assert ours.interval == "45.3\N{EN DASH}55"
+    assert headlines("ued", [table]) == []
+
+
+def test_headlines_without_a_whole_are_drawn_by_the_largest():
+    energy = ("RMS energy change (meV/atom)", "", "400", "", "800", "")
+    table = cells_of(
+        "generation", "3", ("Toys, DP-CDVAE", *energy), ("Gems, DP-CDVAE", *energy),
+        ("Toys, CDVAE", energy[0], "", "\N{EN DASH}", "", "900", ""),
+    )  # fmt: skip
+    (shown,) = headlines("generation", [table])
+    assert [pair.label for pair in shown.pairs] == ["Toys, DP-CDVAE", "Gems, DP-CDVAE"]
+    assert [pair.here for pair in shown.pairs] == [Bar("400", 50.0)] * 2
+    assert [pair.published for pair in shown.pairs] == [Bar("800", 100.0)] * 2
+
+
+@pytest.mark.parametrize("headline", [one for one in HEADLINES if one.table != "scan"])
+def test_headlines_are_in_the_tables_of_the_recorded_runs(headline):
+    csv = RESULTS / f"{headline.study}_desk/table_{headline.table}.csv"
+    shown = [one for one in headlines(headline.study, [read_table(csv)])
+             if one.words == headline.words]  # fmt: skip
+    assert len(shown[0].pairs) == len(headline.cells)
+    assert all(pair.here.percent is not None for pair in shown[0].pairs)
+
+
+def test_what_was_not_run_is_named_in_short():
+    def cells(table, *rows):
+        return cells_of("x", table, *((row, "A", "", value, "", "", "") for row, value in rows))
+
+    first = cells("1", ("Toys, A", "1"), ("Toys, B", "not run"), ("Gems, A", "not run"))
+    second = cells("2", ("Gems, B", "not run"), ("Toys, C", "not run"), ("Toys, B", "3"))
+    assert not_run([first, second]) == ["Gems", "Toys, C"]
+
+
+def test_cost_is_that_of_all_jobs_of_a_stage(tmp_path):
+    stages = []
+    for n, (name, seconds, memory) in enumerate((("a", 10, 2), ("b", 80, 1), ("a", 30, 0.5))):
+        path = tmp_path / f"{n}.run.json"
+        with recorded(path, name, {}, [], [], 5) as facts:
+            facts["converged"], facts["reasons"] = 7, {"too slow": n}
+        times = {"start": f"2026-11-22T0{n}:00:00+00:00", "end": f"2026-11-22T0{n}:30:00+01:00"}
+        record = json.loads(path.read_text("utf-8"))
+        record |= {"seconds": seconds, "peak_memory_gib": memory, **times}
+        path.write_text(json.dumps(record), "utf-8")
+        stages.append(read_stage(path, tmp_path))
+    longest, other = costs(stages)
+    assert longest == Cost("b", 1, 80, 80, 1, 100.0)
+    assert other == Cost("a", 2, 40, 30, 2, 50.0)
+    ran = what_ran(stages)
+    assert (ran.jobs, ran.seconds, len(ran.machines)) == (3, 120, 1)
+    assert (ran.start.isoformat(), ran.end.isoformat()) == (
+        "2026-11-22T00:00:00+00:00", "2026-11-22T01:30:00+00:00"
+    )  # fmt: skip
+    assert [(stage.kept, stage.rejected) for stage in stages] == [
+        (7, (n, [("too slow", n)])) for n in range(3)
+    ]
+    assert what_ran([]) is None

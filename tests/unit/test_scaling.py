@@ -57,5 +57,5 @@ def test_every_planned_job_belongs_to_a_study(scaling):
     """Those of the symmetry study are as many as docs/scaling.md lists."""
     jobs = scaling.dry_run(8, 8).jobs
     others = scaling.UED_RULES + scaling.STRUCTURE_2D_RULES + scaling.GENERATION_RULES
-    assert all(jobs[rule] for rule in others)
-    assert scaling.symmetry_jobs(jobs).total() == 47
+    assert all(jobs[rule] for rule in others + scaling.SCAN_RULES)
+    assert scaling.symmetry_jobs(jobs).total() == 50

@@ -34,9 +34,9 @@ SAME_TYPES = (
 )
 OTHER_TYPES = "substituted prototypes, other types in the test, in place of the Materials Project"
 REBUILT = "MVOF-ML rebuilt from its description"
-# Those of the stage that perturbs patterns have tests of their own.
-OWN_TABLES = [name for name in TABLES if name != "robustness"]
-OWN_FIGURES = [name for name in FIGURES if name != "robustness"]
+# Those of the stage that perturbs patterns, and of the scan, have tests of their own.
+OWN_TABLES = [name for name in TABLES if name not in ("robustness", "scan", "scan_confusion")]
+OWN_FIGURES = [name for name in FIGURES if name not in ("robustness", "2")]
 HPARAMS = {
     "network": {
         "input_dim": 32,

@@ -19,7 +19,9 @@ REPORT_RULES = {
     "evaluate_random_forest": 1,
     "evaluate_perturbed_random_forest": 1,
     "evaluate_perturbed_network": 3,
-    "plot_symmetry": 10,
+    "simulate_scan": 1,
+    "map_scan": 3,
+    "plot_symmetry": 11,
     "calculate_phonons": 2,
     "detect_images": 2,
     "simulate_experiment": 1,
@@ -48,7 +50,7 @@ REPORT_RULES = {
 OF_THE_NETWORKS = {
     "train_network": 3,
     "evaluate_network": 3,
-    "tabulate_symmetry": 9,
+    "tabulate_symmetry": 11,
     "train_retrieval_network": 4,
     "evaluate_retrieval": 4,
     "tabulate_structure_2d": 4,
@@ -101,7 +103,7 @@ def test_ablations_are_networks_and_a_table(project):
     ablations = {"one": {"of": "ours"}, "two": {"of": "ours", "training": {"epochs": 1}}}
     of_layers = {"structure_2d": {"ablations": {"deep": {"n_layers": 3}}}}
     path = project.write_config("ablations", {"symmetry": {"ablations": ablations}} | of_layers)
-    more = {"train_network": 5, "evaluate_network": 5, "tabulate_symmetry": 10}
+    more = {"train_network": 5, "evaluate_network": 5, "tabulate_symmetry": 12}
     more |= {"train_retrieval_network": 5, "evaluate_retrieval": 5, "tabulate_structure_2d": 5}
     assert project.planned("--configfile", path).items() >= more.items()
 
@@ -128,6 +130,26 @@ def test_own_series_is_read_in_place_of_the_stand_in(project):
     planned = project.planned("--configfile", path, DIFFRACTORY_DATA=data)
     assert planned["read_experiment"] == 1
     assert "simulate_experiment" not in planned
+
+
+def test_own_scan_is_mapped_in_place_of_the_stand_in(project):
+    """Its truth is not known, and so there is no table of the confusion."""
+    data = str(project.folder / "data")
+    path = project.write_config("scan", {"symmetry": {"scan": {"source": "file"}}})
+    missing = project.snakemake("-n", "--configfile", path, DIFFRACTORY_DATA=data)
+    assert missing.returncode != 0
+    expected = f"reads {data}/scan.zspy, which is not there: set DIFFRACTORY_DATA"
+    assert expected in missing.stdout + missing.stderr
+    (project.folder / "data/scan.zspy").mkdir(parents=True)
+    planned = project.planned("--configfile", path, DIFFRACTORY_DATA=data)
+    assert "simulate_scan" not in planned
+    assert planned["map_scan"] == 3
+    assert planned["tabulate_symmetry"] == OF_THE_NETWORKS["tabulate_symmetry"] - 1
+
+
+def test_chosen_models_map_the_scan(project):
+    path = project.write_config("models", {"symmetry": {"scan": {"models": ["mvof_ml"]}}})
+    assert project.planned("--configfile", path)["map_scan"] == 1
 
 
 @pytest.mark.parametrize(
@@ -273,7 +295,8 @@ def test_missing_data_file_is_named_with_its_variable(project, config):
 
 def test_no_api_key_is_one_sentence(project):
     environment = {key: value for key, value in os.environ.items() if key != "MP_API_KEY"}
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config"]
+    structures = "results/structures/materials_project/structures.parquet"
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", structures, "--config"]
     result = subprocess.run(
         [*command, "dataset=materials_project"],
         cwd=project.folder,

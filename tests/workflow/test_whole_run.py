@@ -13,11 +13,13 @@ import pytest
 import yaml
 from projects import OF_EACH_STUDY, copy_project, products
 
+from diffractory.evaluation.report_summary import HEADLINES
 from diffractory.store import read_patterns
 
 CI = ("--configfile", "config/ci.yaml")
-TABLES = [1, 2, 3, 4, 5, 6, "ablations", "calibration", "prototypes", "robustness"]
-FIGURES = [1, 3, 4, 5, 6, 7, 8, "calibration", "robustness", "zone_axes"]
+TABLES = [1, 2, 3, 4, 5, 6, "ablations", "calibration", "prototypes", "robustness", "scan",
+          "scan_confusion"]  # fmt: skip
+FIGURES = [1, 2, 3, 4, 5, 6, 7, 8, "calibration", "robustness", "zone_axes"]
 UED_TABLES = ["accuracy", "experiment", "steering"]
 UED_FIGURES = [1, 2, 3, 4, 5, 6, 7]
 STRUCTURE_2D_TABLES = [1, "ablations", "conditions", "families", "galleries"]
@@ -35,6 +37,7 @@ OF_ALL_MODELS = {
     "train_network": 4,
     "evaluate_network": 4,
     "evaluate_perturbed_network": 3,
+    "map_scan": 3,
     "report": 1,
     "all": 1,
 }
@@ -88,6 +91,14 @@ def test_report_holds_the_tables(finished):
     assert {"89.2", "74.2"} <= set(shown)
     for value in shown:
         assert value in page
+
+
+@pytest.mark.parametrize("headline", HEADLINES, ids=lambda one: f"{one.study}-{one.table}")
+def test_headlines_of_the_report_are_in_the_tables(finished, headline):
+    path = finished.folder / f"results/tables/{headline.study}/table_{headline.table}.csv"
+    table = pd.read_csv(path, dtype=str)
+    for cell in headline.cells:
+        assert (table["row"].str.endswith(cell.row) & (table["column"] == cell.column)).any()
 
 
 def test_every_structure_is_accounted_for(finished):
@@ -218,8 +229,9 @@ def test_editing_the_forest_reruns_that_model_alone(rerun):
         "train_random_forest": 1,
         "evaluate_random_forest": 1,
         "evaluate_perturbed_random_forest": 1,
-        "tabulate_symmetry": 6,
-        "plot_symmetry": 4,
+        "map_scan": 1,
+        "tabulate_symmetry": 8,
+        "plot_symmetry": 5,
         "report": 1,
         "all": 1,
     }
@@ -231,8 +243,9 @@ def test_editing_a_learning_rate_reruns_that_network_alone(rerun):
         "train_network": 1,
         "evaluate_network": 1,
         "evaluate_perturbed_network": 1,
-        "tabulate_symmetry": 8,
-        "plot_symmetry": 8,
+        "map_scan": 1,
+        "tabulate_symmetry": 10,
+        "plot_symmetry": 9,
         "report": 1,
         "all": 1,
     }
@@ -268,6 +281,34 @@ def test_editing_a_perturbation_trains_nothing(rerun):
         "report": 1,
         "all": 1,
     }
+
+
+SHOWN_SCAN = {"map_scan": 3, "tabulate_symmetry": 2, "plot_symmetry": 1, "report": 1, "all": 1}
+"""Jobs that follow the scan."""
+
+
+def test_editing_a_threshold_of_the_maps_simulates_and_trains_nothing(rerun):
+    edit(rerun, ("symmetry.scan.min_confidence", 0.01))
+    assert rerun.planned(*CI) == SHOWN_SCAN
+
+
+def test_editing_the_dose_of_the_scan_trains_nothing(rerun):
+    edit(rerun, ("symmetry.scan.gold.electrons", 5000.0))
+    assert rerun.planned(*CI) == SHOWN_SCAN | {"simulate_scan": 1}
+
+
+def test_the_truth_of_the_scan_is_what_the_table_counts(finished):
+    """Positions and particles of the table of the confusion are those of the truth, by model."""
+    results = finished.folder / "results"
+    truth = pd.read_parquet(results / "scans/gold.truth.parquet")
+    table = pd.read_csv(results / "tables/symmetry/table_scan_confusion.csv", dtype=str)
+    counts = table[table["column"] == "Positions"].set_index("row")["value"].astype(int)
+    for model in ("PE-AG-GMoE", "RF", "Ours"):
+        assert counts[f"{model}, no particle"] == (truth["particle"] < 0).sum()
+        assert counts[f"{model}, overlapping particles"] == truth["overlap"].sum()
+        positions = counts[[row for row in counts.index if row.startswith(model)]]
+        assert positions.iloc[[0, 1, 2, 3, -1]].sum() == len(truth)
+    assert table["stand_in"].str.contains("simulated scan of gold nanoparticles").all()
 
 
 SHOWN_UED = {

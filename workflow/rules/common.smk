@@ -67,6 +67,17 @@ if config["ued"]["experiment"]["source"] == "folder" and not os.path.isdir(UED_S
     )
 
 
+SCAN = config["symmetry"]["scan"]
+SCAN_FILE = "results/scans/gold.zarr"
+if SCAN["source"] == "file":
+    SCAN_FILE = os.path.join(os.environ.get("DIFFRACTORY_DATA", ""), SCAN["path"])
+    if not os.path.exists(SCAN_FILE):
+        raise WorkflowError(
+            f"symmetry.scan reads {SCAN_FILE}, which is not there: set DIFFRACTORY_DATA to the folder "
+            "that its path starts from, or correct symmetry.scan.path"
+        )
+
+
 def simulation_settings():
     """Return the settings that decide what a pattern is; the number of shards does not."""
     return {key: value for key, value in config["simulate"].items() if key != "shards"}
@@ -84,34 +95,37 @@ def predictions_of(study, models):
     return [f"results/evaluation/{study}/{model}.parquet" for model in models]
 
 
-def table_context(reads_votes):
-    """Return what a table says about its run, and the size of the vote where it needs it."""
+def symmetry_context(kind, name):
+    """Return what a table or figure says about its run, and what it shows, as far as it reads it."""
     context = {
         "scale": config["scale"],
         "dataset": DATASET,
         "source": SOURCE,
         "split_by": config["split"]["by"],
     }
-    if reads_votes:
+    if name in SYMMETRY_VOTES[kind]:
         context["aggregate"] = config["symmetry"]["aggregate"]
+    if name in SHOW_SCAN[kind]:
+        context["scan"] = SCAN["source"]
+    if name == "ablations":
+        context["ablations"] = ABLATIONS
     return context
 
 
-def shown_predictions(models, name):
-    """Return the prediction files that a table or figure reads, given the models of each."""
+def shown_predictions(kind, name):
+    """Return the predictions or maps that a table or figure reads."""
+    models = {"table": SYMMETRY_TABLES, "figure": SYMMETRY_FIGURES}[kind][name]
+    if name in SHOW_SCAN[kind]:
+        return expand("results/maps/{model}", model=models)
     study = "symmetry/perturbed" if name == "robustness" else "symmetry"
-    return predictions_of(study, models[name])
+    return predictions_of(study, models)
 
 
-def shown_conditions(name):
-    """Return what says how patterns are perturbed, for a table or figure that shows it."""
+def shown_conditions(kind, name):
+    """Return what says how patterns are perturbed, or what a simulated scan shows, if any."""
+    if name in SHOW_SCAN[kind] and SCAN["source"] == "gold":
+        return ["results/scans/gold.truth.parquet"]
     return [f"{SIMULATED}.perturbed.parquet"] if name == "robustness" else []
-
-
-def table_settings(name):
-    """Return what a table says about its run, and the ablations where it shows them."""
-    ablations = {"ablations": ABLATIONS} if name == "ablations" else {}
-    return table_context(name in SYMMETRY_VOTES["table"]) | ablations
 
 
 def network_settings(name):
@@ -400,3 +414,29 @@ def generation_context(name):
         processes = {name: CRYSTALS["models"][name]["process"] for name in TIME_REDUCED}
         context["steps"] = {name: own[process] for name, process in processes.items()}
     return context
+
+
+CATEGORIES = {
+    "symmetry": "Crystal system and space group from Bragg spots",
+    "ued": "Ultrafast diffraction of MoTe2 after a laser pulse",
+    "structure_2d": "The two-dimensional crystal behind a pattern",
+    "generation": "New crystals near their ground state",
+}
+
+
+def in_report(path):
+    """Return a table or figure of a study, marked for the report of Snakemake itself."""
+    _, kinds, study, _ = path.split("/")
+    kind = kinds.removesuffix("s")
+    return report(
+        path,
+        category=CATEGORIES[study],
+        labels={"what": f"{kind} {{n}}"},
+        caption=f"../report/{kind}.rst",
+    )
+
+
+def same_configuration():
+    """Return the options of snakemake that name the configuration of this run."""
+    files = [os.path.relpath(file) for file in workflow.overwrite_configfiles]
+    return ["--configfile", *files] if files else []

@@ -66,10 +66,10 @@ rule train_generator:
         model=directory("results/models/generation/{dataset}/{generator}"),
     log:
         "logs/train_generator/{dataset}/{generator}.log",
+    priority: 1  # all else waits for it, and would leave cores idle at the end
     conda:
         "../../envs/training.yaml"
     threads: CRYSTALS_HARDWARE["threads"]
-    priority: 1  # all else waits for it, and would leave cores idle at the end
     resources:
         **training_resources(CRYSTALS_HARDWARE),
         mem_mb=lambda wildcards, attempt: 8000 * attempt,

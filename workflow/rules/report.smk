@@ -19,6 +19,7 @@ rule report:
             *dict.fromkeys([f"{SIMULATED}.run.json", f"{PATTERNS}.run.json"]),
             f"{SIMULATED}.perturbed.run.json",
             "results/evaluation/symmetry/dataset.run.json",
+            *(["results/scans/gold.run.json"] if SCAN["source"] == "gold" else []),
             *expand("results/structures/mote2/{phase}.run.json", phase=UED_PHASES),
             *clean_images("classes", ".run.json"),
             *clean_images("latent", ".run.json"),
@@ -52,6 +53,7 @@ rule report:
             ),
         ],
         models=expand("results/models/symmetry/{model}", model=SYMMETRY_TRAINED)
+        + expand("results/maps/{model}", model=SCAN["models"])
         + expand("results/models/ued/{model}", model=UED_MODELS)
         + expand("results/models/structure_2d/{model}", model=RETRIEVAL_TRAINED)
         + expand(
@@ -83,9 +85,23 @@ rule report:
             dataset=CRYSTAL_SETS,
             model=GENERATORS + DISJOINT,
             kind=["", ".generated"],
+        )
+        + expand(
+            f"{GENERATED}/{{dataset}}/{{model}}.run.json",
+            dataset=CRYSTAL_SETS,
+            model=GENERATORS + DISJOINT,
+        )
+        + expand(
+            f"{JUDGED}/{GROUND_STATE['dataset']}/{{model}}.relaxed.run.json",
+            model=GROUND_STATE["models"],
         ),
     output:
-        report="results/report.html",
+        report=report(
+            "results/report.html",
+            category="The whole run",
+            labels={"what": "report"},
+            caption="../report/report.rst",
+        ),
         run="results/report.run.json",
     log:
         "logs/report.log",
@@ -96,6 +112,7 @@ rule report:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
+        options=same_configuration(),
         seed=config["seed"],
     script:
         "../scripts/report.py"

@@ -254,7 +254,7 @@ rule tabulate_structure_2d:
             "structure_2d", STRUCTURE_2D_TABLES[wildcards.n]
         ),
     output:
-        csv="results/tables/structure_2d/table_{n}.csv",
+        csv=in_report("results/tables/structure_2d/table_{n}.csv"),
         markdown="results/tables/structure_2d/table_{n}.md",
         run="results/tables/structure_2d/table_{n}.run.json",
     log:
@@ -280,7 +280,7 @@ rule plot_structure_2d:
         examples=lambda wildcards: shown_retrieval_examples(wildcards.n),
         model=lambda wildcards: shown_retrieval_network(wildcards.n),
     output:
-        svg="results/figures/structure_2d/figure_{n}.svg",
+        svg=in_report("results/figures/structure_2d/figure_{n}.svg"),
         png="results/figures/structure_2d/figure_{n}.png",
         csv="results/figures/structure_2d/figure_{n}.csv",
         run="results/figures/structure_2d/figure_{n}.run.json",

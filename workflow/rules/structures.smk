@@ -6,6 +6,7 @@ rule retrieve_structures:
         run="results/structures/{dataset}/retrieved.run.json",
     log:
         "logs/retrieve_structures/{dataset}.log",
+    priority: 2  # a missing key or network shows at once, and not after other studies' trainings
     conda:
         "../../envs/structures.yaml"
     threads: 1

@@ -22,12 +22,16 @@ SYMMETRY_TABLES = {
     "calibration": SYMMETRY_MODELS,
     "robustness": SYMMETRY_MODELS,
     "prototypes": SYMMETRY_MODELS,
+    "scan": SCAN["models"],
 }
+if SCAN["source"] == "gold":
+    SYMMETRY_TABLES["scan_confusion"] = SCAN["models"]
 if ABLATIONS:
     ablated = dict.fromkeys(ablation["of"] for ablation in ABLATIONS.values())
     SYMMETRY_TABLES["ablations"] = [*ablated, *ABLATIONS]
 SYMMETRY_FIGURES = {
     "1": SYMMETRY_MODELS,
+    "2": SCAN["models"],
     "3": [],
     "4": [],
     "5": [],
@@ -38,7 +42,9 @@ SYMMETRY_FIGURES = {
     "calibration": SYMMETRY_MODELS,
     "robustness": SYMMETRY_MODELS,
 }
-# Which of them take the vote over several zone axes, and which show PE-AG-GMoE itself.
+# Which of them show a scan, and so maps in place of predictions; which take the vote over several
+# zone axes; and which show PE-AG-GMoE itself.
+SHOW_SCAN = {"table": ["scan", "scan_confusion"], "figure": ["2"]}
 SYMMETRY_VOTES = {"table": ["3", "4", "prototypes", "ablations"], "figure": ["1"]}
 SHOW_PE_AG_GMOE = {"table": ["6"], "figure": ["5", "6", "7", "8"]}
 
@@ -209,11 +215,11 @@ rule summarize_dataset:
 rule tabulate_symmetry:
     input:
         dataset="results/evaluation/symmetry/dataset.parquet",
-        predictions=lambda wildcards: shown_predictions(SYMMETRY_TABLES, wildcards.n),
-        conditions=lambda wildcards: shown_conditions(wildcards.n),
+        predictions=lambda wildcards: shown_predictions("table", wildcards.n),
+        conditions=lambda wildcards: shown_conditions("table", wildcards.n),
         model=lambda wildcards: shown_model("table", wildcards.n),
     output:
-        csv="results/tables/symmetry/table_{n}.csv",
+        csv=in_report("results/tables/symmetry/table_{n}.csv"),
         markdown="results/tables/symmetry/table_{n}.md",
         run="results/tables/symmetry/table_{n}.run.json",
     log:
@@ -225,7 +231,7 @@ rule tabulate_symmetry:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
-        context=lambda wildcards: table_settings(wildcards.n),
+        context=lambda wildcards: symmetry_context("table", wildcards.n),
         seed=config["seed"],
     script:
         "../scripts/tabulate_symmetry.py"
@@ -234,11 +240,11 @@ rule tabulate_symmetry:
 rule plot_symmetry:
     input:
         dataset="results/evaluation/symmetry/dataset.parquet",
-        predictions=lambda wildcards: shown_predictions(SYMMETRY_FIGURES, wildcards.n),
-        conditions=lambda wildcards: shown_conditions(wildcards.n),
+        predictions=lambda wildcards: shown_predictions("figure", wildcards.n),
+        conditions=lambda wildcards: shown_conditions("figure", wildcards.n),
         model=lambda wildcards: shown_model("figure", wildcards.n),
     output:
-        svg="results/figures/symmetry/figure_{n}.svg",
+        svg=in_report("results/figures/symmetry/figure_{n}.svg"),
         png="results/figures/symmetry/figure_{n}.png",
         csv="results/figures/symmetry/figure_{n}.csv",
         run="results/figures/symmetry/figure_{n}.run.json",
@@ -251,7 +257,7 @@ rule plot_symmetry:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
-        context=lambda wildcards: table_context(wildcards.n in SYMMETRY_VOTES["figure"]),
+        context=lambda wildcards: symmetry_context("figure", wildcards.n),
         seed=config["seed"],
     script:
         "../scripts/plot_symmetry.py"

@@ -281,7 +281,7 @@ rule tabulate_ued:
         predictions=lambda wildcards: predictions_of("ued", UED_TABLES[wildcards.n]),
         model=lambda wildcards: shown_image_networks(UED_TABLES_SHOW, wildcards.n),
     output:
-        csv="results/tables/ued/table_{n}.csv",
+        csv=in_report("results/tables/ued/table_{n}.csv"),
         markdown="results/tables/ued/table_{n}.md",
         run="results/tables/ued/table_{n}.run.json",
     log:
@@ -305,7 +305,7 @@ rule plot_ued:
         examples=lambda wildcards: shown_examples(wildcards.n),
         model=lambda wildcards: shown_image_networks(UED_FIGURES_SHOW, wildcards.n),
     output:
-        svg="results/figures/ued/figure_{n}.svg",
+        svg=in_report("results/figures/ued/figure_{n}.svg"),
         png="results/figures/ued/figure_{n}.png",
         csv="results/figures/ued/figure_{n}.csv",
         run="results/figures/ued/figure_{n}.run.json",

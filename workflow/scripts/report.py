@@ -15,6 +15,7 @@ with stage(snakemake.log[0]):
             *(Path(path, "run.json") for path in snakemake.input.models),
             *(Path(path) for path in snakemake.input.evaluations),
         ],
+        command=" ".join(["snakemake --cores all {file}", *snakemake.params.options]),
         run=Path(snakemake.output.run),
         seed=snakemake.params.seed,
     )

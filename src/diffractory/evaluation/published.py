@@ -22,7 +22,7 @@ def published_values() -> pd.DataFrame:
         return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
-def published_column(study: str, table: int, column: str) -> "pd.Series[str]":
+def published_column(study: str, table: int | str, column: str) -> "pd.Series[str]":
     """Return the printed values of one column of a table, by row name in printed order."""
     values = published_values()
     chosen = values[

@@ -1,28 +1,19 @@
 """The report: all tables and figures, what stands in, and what ran, in one self-contained page."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import relpath
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree as ET
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from diffractory.evaluation.tables import (
-    NOT_RUN,
-    Grid,
-    Table,
-    grid,
-    heading,
-    listed,
-    read_table,
-    stand_ins,
-)
+from diffractory.evaluation.report_stages import costs, duration, read_stage, software, what_ran
+from diffractory.evaluation.report_summary import Shown, headlines, not_run, stand_in_list
+from diffractory.evaluation.tables import NOT_RUN, Grid, Table, grid, heading, listed, read_table
 from diffractory.store import InputError, recorded, write_text
-from diffractory.store.provenance import not_a_record, read_record, short_commit
 
 STUDIES = {
     "symmetry": (
@@ -49,26 +40,36 @@ STUDIES = {
 }
 """Title, citation and DOI of each study, in the order of the report."""
 
+OPENED = {
+    "symmetry-t3", "symmetry-f2", "ued-taccuracy", "ued-f3",
+    "structure_2d-t1", "structure_2d-f4", "generation-t1", "generation-fS2",
+}  # fmt: skip
+"""Tables and figures that are seen at once; others are opened by their names."""
+
 
 @dataclass(frozen=True)
 class ShownTable:
     """A table in the report."""
 
+    study: str
     name: str
     table: Table
     grid: Grid
     files: tuple[str, ...]
+    command: str
 
 
 @dataclass(frozen=True)
 class ShownFigure:
     """A figure in the report."""
 
+    study: str
     name: str
     title: str
     caption: str
     svg: Markup
     files: tuple[str, ...]
+    command: str
 
 
 @dataclass(frozen=True)
@@ -82,34 +83,20 @@ class Study:
     tables: tuple[ShownTable, ...]
     figures: tuple[ShownFigure, ...]
 
-
-@dataclass(frozen=True)
-class Stage:
-    """What one record says, ready to print."""
-
-    name: str
-    product: str
-    record: dict[str, Any]
-    details: dict[str, list[tuple[str, str]]]
+    @property
+    def headlines(self) -> list[Shown]:
+        """The main numbers."""
+        return headlines(self.name, (shown.table for shown in self.tables))
 
     @property
-    def commit(self) -> str:
-        """Short commit, with a plus sign if tracked files had been changed."""
-        return short_commit(self.record)
+    def stand_ins(self) -> list[tuple[str, str]]:
+        """What stands in for something, and in which tables."""
+        return stand_in_list((shown.name, shown.table) for shown in self.tables)
 
     @property
-    def kept(self) -> Any:
-        """Number of items that the stage accepted, or None."""
-        facts = self.record["facts"]
-        return facts.get("accepted", facts.get("patterns"))
-
-    @property
-    def rejected(self) -> tuple[int, list[tuple[str, int]]] | None:
-        """Number of items set aside, and the reasons with their counts, if the record has them."""
-        found = self.record["facts"].get("rejected")
-        if isinstance(found, dict):
-            return sum(found.values()), list(found.items())
-        return None if found is None else (int(found), [])
+    def left_out(self) -> list[str]:
+        """What the tables have no number of."""
+        return not_run([shown.table for shown in self.tables])
 
 
 def make_report(
@@ -117,6 +104,7 @@ def make_report(
     tables: Sequence[Path],
     figures: Sequence[Path],
     records: Sequence[Path],
+    command: str,
     run: Path,
     seed: int,
 ) -> None:
@@ -133,6 +121,8 @@ def make_report(
         SVG files ``.../{study}/figure_{n}.svg`` as ``style.write_figure`` makes them.
     records
         The ``run.json`` files of the stages, in the order to show them.
+    command
+        What makes a table or figure again, with ``{file}`` where its path belongs.
     run
         ``run.json`` of the report itself, to write.
     seed
@@ -144,16 +134,23 @@ def make_report(
         If a file is missing or not of this form.
     """
     written = [path.with_suffix(suffix) for path in tables for suffix in (".csv", ".md")]
-    with recorded(run, "report", {}, [*written, *figures], [output], seed):
-        write_text(output, _page(tables, figures, records, output.parent))
+    config = {"command": command}
+    with recorded(run, "report", config, [*written, *figures], [output], seed):
+        shown_tables = [_shown_table(path, output.parent, command) for path in tables]
+        shown_figures = [_shown_figure(path, output.parent, command) for path in figures]
+        write_text(output, _page(shown_tables, shown_figures, records, output.parent))
 
 
 def _page(
-    tables: Sequence[Path], figures: Sequence[Path], records: Sequence[Path], folder: Path
+    tables: Sequence[ShownTable],
+    figures: Sequence[ShownFigure],
+    records: Sequence[Path],
+    folder: Path,
 ) -> str:
-    """Return the page, with the names of files relative to a folder."""
-    names = list(dict.fromkeys([*STUDIES, *(path.parent.name for path in (*tables, *figures))]))
-    studies = [_study(name, tables, figures, folder) for name in names]
+    """Return the page, with the names of records relative to a folder."""
+    others = [shown.study for shown in tables] + [shown.study for shown in figures]
+    names = dict.fromkeys([*STUDIES, *others])
+    studies = [_study(name, tables, figures) for name in names]
     studies = [study for study in studies if study.tables or study.figures]
     environment = Environment(
         loader=PackageLoader("diffractory.evaluation", "data"),
@@ -162,31 +159,42 @@ def _page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    stages = [_stage(path, folder) for path in records]
+    stages = [read_stage(path, folder) for path in records]
     return environment.get_template("report.html.jinja").render(
         studies=studies,
-        stand_ins=_stand_ins(studies),
+        opened=OPENED,
         stages=stages,
-        software=_software(stages),
+        ran=what_ran(stages),
+        costs=costs(stages),
+        software=software(stages),
         runs=_runs(studies),
         not_run=NOT_RUN,
-        duration=_duration,
+        duration=duration,
         heading=heading,
     )
 
 
-def _study(name: str, tables: Sequence[Path], figures: Sequence[Path], folder: Path) -> Study:
+def _study(name: str, tables: Sequence[ShownTable], figures: Sequence[ShownFigure]) -> Study:
     title, citation, doi = STUDIES.get(name, (name, "", ""))
-    shown_tables = [_shown_table(path, folder) for path in tables if path.parent.name == name]
-    shown_figures = [_shown_figure(path, folder) for path in figures if path.parent.name == name]
     return Study(
         name,
         title,
         citation,
         doi,
-        tuple(sorted(shown_tables, key=_in_order)),
-        tuple(sorted(shown_figures, key=_in_order)),
+        tuple(sorted((shown for shown in tables if shown.study == name), key=_in_order)),
+        tuple(sorted((shown for shown in figures if shown.study == name), key=_in_order)),
     )
+
+
+def _runs(studies: Sequence[Study]) -> list[str]:
+    """Return the data sets of the tables, by scale and seed."""
+    found: dict[str, dict[str, None]] = {}
+    for study in studies:
+        for shown in study.tables:
+            cells = shown.table.cells[["scale", "seed", "dataset"]].drop_duplicates()
+            for scale, seed, dataset in cells.to_numpy():
+                found.setdefault(f"Scale {scale}, seed {seed}", {})[dataset] = None
+    return [f"{run}: {listed(list(datasets))}" for run, datasets in found.items()]
 
 
 def _name(path: Path, kind: str) -> str:
@@ -205,12 +213,14 @@ def _files(path: Path, folder: Path, *suffixes: str) -> tuple[str, ...]:
     return tuple(Path(relpath(path.with_suffix(suffix), folder)).as_posix() for suffix in suffixes)
 
 
-def _shown_table(path: Path, folder: Path) -> ShownTable:
+def _shown_table(path: Path, folder: Path, command: str) -> ShownTable:
     name, table = _name(path, "table"), read_table(path)
-    return ShownTable(name, table, grid(table.cells), _files(path, folder, ".csv", ".md"))
+    files = _files(path, folder, ".csv", ".md")
+    made_by = command.format(file=path.as_posix())
+    return ShownTable(path.parent.name, name, table, grid(table.cells), files, made_by)
 
 
-def _shown_figure(path: Path, folder: Path) -> ShownFigure:
+def _shown_figure(path: Path, folder: Path, command: str) -> ShownFigure:
     try:
         root = ET.parse(path).getroot()
     except (OSError, ET.ParseError) as error:
@@ -219,7 +229,8 @@ def _shown_figure(path: Path, folder: Path) -> ShownFigure:
     caption = root.findtext(".//{*}description", default="")
     svg = _inline(root, f"{path.parent.name}-{path.stem}", title)
     files = _files(path, folder, ".svg", ".png", ".csv")
-    return ShownFigure(_name(path, "figure"), title, caption, svg, files)
+    name, made_by = _name(path, "figure"), command.format(file=path.as_posix())
+    return ShownFigure(path.parent.name, name, title, caption, svg, files, made_by)
 
 
 def _inline(root: ET.Element, prefix: str, title: str) -> Markup:
@@ -247,70 +258,3 @@ def _inline(root: ET.Element, prefix: str, title: str) -> Markup:
         "style": style,
     }
     return Markup(ET.tostring(root, encoding="unicode"))
-
-
-def _stage(path: Path, folder: Path) -> Stage:
-    try:
-        record = read_record(path)
-        details = {
-            "Configuration": _flat(record["config"]),
-            "Counts and facts": _flat(record["facts"]),
-            "Inputs (SHA-256)": _flat(record["inputs"]),
-        }
-        return Stage(record["stage"], _files(path, folder, path.suffix)[0], record, details)
-    except (KeyError, AttributeError) as error:
-        raise not_a_record(path, error) from error
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Return nested settings as lines of dotted name and value."""
-    lines = []
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item:
-            lines += _flat(item, f"{prefix}{key}.")
-        else:
-            lines.append((f"{prefix}{key}", str(item)))
-    return lines
-
-
-def _software(stages: Sequence[Stage]) -> list[tuple[str, str]]:
-    """Return the different sets of versions, each with the stages that ran with it."""
-    found: dict[str, list[str]] = {}
-    for stage in stages:
-        versions = ", ".join(f"{name} {v}" for name, v in stage.record["versions"].items())
-        found.setdefault(versions, []).append(stage.name)
-    return [(versions, listed(list(dict.fromkeys(names)))) for versions, names in found.items()]
-
-
-def _stand_ins(studies: Sequence[Study]) -> list[tuple[str, str]]:
-    """Return what stands in for a part that cannot be had, and in which tables."""
-    found: dict[str, list[str]] = {}
-    for study in studies:
-        for shown in study.tables:
-            for text in stand_ins(shown.table.cells):
-                found.setdefault(f"{text}\0{study.title}", []).append(shown.name)
-    sentences = []
-    for key, numbers in found.items():
-        text, title = key.split("\0")
-        plural = "s" if len(numbers) > 1 else ""
-        sentences.append((text[:1].upper() + text[1:], f"{title}: table{plural} {listed(numbers)}"))
-    return sentences
-
-
-def _runs(studies: Sequence[Study]) -> list[str]:
-    """Return the different runs that the tables come from: dataset, scale and seed."""
-    lines = [
-        f"dataset {dataset}, scale {scale}, seed {seed}"
-        for study in studies
-        for shown in study.tables
-        for dataset, scale, seed in shown.table.cells[["dataset", "scale", "seed"]].to_numpy()
-    ]
-    return list(dict.fromkeys(lines))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

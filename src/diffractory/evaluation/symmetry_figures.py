@@ -33,6 +33,7 @@ from diffractory.evaluation.symmetry import (
 )
 from diffractory.evaluation.symmetry_curves import absent, calibration_figure, zone_axes_figure
 from diffractory.evaluation.symmetry_robustness import robustness_figure
+from diffractory.evaluation.symmetry_scan_figure import scan_figure
 from diffractory.evaluation.tables import check_name, listed
 from diffractory.store import CRYSTAL_SYSTEMS, InputError, recorded
 
@@ -46,6 +47,7 @@ ARCHITECTURE = {
 
 FIGURES: dict[str, tuple[str, ...]] = {
     "1": tuple(MODELS),
+    "2": tuple(MODELS),
     "3": (),
     "4": (),
     **dict.fromkeys(ARCHITECTURE, ()),
@@ -53,7 +55,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "calibration": tuple(MODELS),
     "robustness": tuple(MODELS),
 }
-"""Models whose predictions each figure reads; all figures read the dataset."""
+"""Models whose predictions each figure reads, for Figure 2 map folders; all read the dataset."""
 
 NAMES = [CRYSTAL_SYSTEMS[k].capitalize() for k in PRINTED]
 COLOURS = [SYSTEM_COLOURS[CRYSTAL_SYSTEMS[k]] for k in PRINTED]
@@ -88,17 +90,18 @@ def make_figure(
     dataset
         ``dataset.parquet``: one row per material that has patterns.
     predictions
-        Prediction files by model; models without one are left out and named in the caption.
+        Prediction files by model, for Figure 2 map folders; models without one are left out and
+        named in the caption.
     context
-        ``scale``, ``dataset``, ``source``, ``seed`` and, for Figure 1, ``aggregate``: the number of
-        patterns per material in the vote.
+        ``scale``, ``dataset``, ``source``, ``seed``; for Figure 1, ``aggregate``: the number of
+        patterns per material in the vote; and for Figure 2, ``scan``: the source of the scan.
     svg, png, csv, run
         What to write: the figure twice, the plotted data, and the record.
     architecture
         ``architecture.json`` of PE-AG-GMoE, for the figures in ``ARCHITECTURE``.
     conditions
         What the stage `perturb_patterns` says of its patterns, for the figure ``robustness``, whose
-        predictions are of these.
+        predictions are of these; what `simulate_scan` says of a simulated scan, for Figure 2.
 
     Raises
     ------
@@ -132,6 +135,8 @@ def _drawing(
     match name:
         case "1":
             return _figure_1(dataset, used, context)
+        case "2":
+            return scan_figure(used, context["scan"], conditions)
         case "3":
             return _figure_3(dataset)
         case "4":

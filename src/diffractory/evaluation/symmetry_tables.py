@@ -37,6 +37,7 @@ from diffractory.evaluation.symmetry_own_tables import (
     prototypes_table,
     robustness_table,
 )
+from diffractory.evaluation.symmetry_scan import STAND_INS, confusion_table, scan_table
 from diffractory.evaluation.tables import NOT_RUN, Table, check_name, provenance_note, write_table
 from diffractory.store import CRYSTAL_SYSTEMS, InputError, recorded
 
@@ -51,11 +52,17 @@ TABLES: dict[str, tuple[str, ...]] = {
     "robustness": tuple(MODELS),
     "prototypes": tuple(MODELS),
     "ablations": ("pe_ag_gmoe", "mvof_ml", "ours"),
+    "scan": tuple(MODELS),
+    "scan_confusion": tuple(MODELS),
 }
 """Models whose predictions each table reads, in printed order. All tables read the dataset.
 
-The table of ablations has those of its models that have ablations, each followed by these.
+The table of ablations has those of its models that have ablations, each followed by these; those of
+the scan have the models that mapped it.
 """
+
+OF_SCAN = ("scan", "scan_confusion")
+"""Tables whose predictions are map folders."""
 
 HYPERPARAMETERS = {
     "Input feature dimension": ("network", "input_dim"),
@@ -106,18 +113,20 @@ def make_table(
     dataset
         ``dataset.parquet``: one row per material that has patterns.
     predictions
-        Prediction files by model; a model without one is shown as "not run".
+        Prediction files by model, for those in ``OF_SCAN`` map folders; a model without one is
+        shown as "not run".
     context
         ``scale``, ``dataset``, ``source``, ``split_by``, ``seed``; for the tables with votes,
-        ``aggregate``: the number of patterns per material in the vote; and for the table of
-        ablations, ``ablations``: the configuration section ``symmetry.ablations``, not empty.
+        ``aggregate``: the number of patterns per material in the vote; for the table of
+        ablations, ``ablations``: the configuration section ``symmetry.ablations``, not empty; and
+        for those in ``OF_SCAN``, ``scan``: the source of the scan.
     csv, markdown, run
         What to write: the cells, the table to read, and the record.
     hparams
         ``hparams.json`` of PE-AG-GMoE, for Table 6; without it the values are "not run".
     conditions
         What the stage `perturb_patterns` says of its patterns, for the table ``robustness``, whose
-        predictions are of these.
+        predictions are of these; what `simulate_scan` says, for the table ``scan_confusion``.
 
     Raises
     ------
@@ -125,7 +134,7 @@ def make_table(
         If an input is not of the form described, or the study has no such table.
     """
     check_name(name, TABLES, "table", STUDY)
-    names = _printed_names(name, context)
+    names = _printed_names(name, predictions, context)
     used = {model: predictions[model] for model in names if model in predictions}
     inputs = [dataset, *used.values(), *filter(None, [hparams, conditions])]
     config, outputs = {**context, "table": name}, [csv, markdown]
@@ -148,16 +157,23 @@ def make_table(
                 table = prototypes_table(materials, used, context)
             case "ablations":
                 table = ablations_table(names, materials, used, context)
+            case "scan":
+                table = scan_table(materials, used, context["scan"])
+            case "scan_confusion":
+                table = confusion_table(materials, used, conditions)
             case _:
                 table = _table_of_votes(int(name), materials, used, context)
         absent = [printed for model, printed in names.items() if model not in used]
         write_table(_finished(name, table, absent, context), csv, markdown)
 
 
-def _printed_names(name: str, context: Mapping[str, Any]) -> dict[str, str]:
+def _printed_names(
+    name: str, predictions: Mapping[str, Path], context: Mapping[str, Any]
+) -> dict[str, str]:
     """Return the models of a table, in order, each as it is printed."""
     if name != "ablations":
-        return {model: MODELS[model] for model in TABLES[name]}
+        models = predictions if name in OF_SCAN else MODELS
+        return {model: MODELS[model] for model in TABLES[name] if model in models}
     names = {}
     for model in TABLES[name]:
         own = [key for key, change in context["ablations"].items() if change["of"] == model]
@@ -351,6 +367,8 @@ def _stand_in(row: str, column: str, context: Mapping[str, Any]) -> str:
         found.append(f"structures from {context['source']} in place of the Materials Project")
     if row.startswith(REBUILT) or column.startswith(REBUILT):
         found.append(f"{REBUILT} rebuilt from its description")
+    if "scan" in context:
+        found.append(STAND_INS[context["scan"]])
     return "; ".join(found)
 
 
