@@ -7,7 +7,7 @@ by Eq. 7; with --device cuda they run there. The time of 1,000 crystals in 1,000
 these. No other code of this network runs without compiled extensions of torch.
 
 Crystals in memory are judged as `diffractory evaluate-structures` does, with reconstruction, and
-without formation energies: 10,000 generated ones against 9,000, with --quick 200 against 180. They
+without formation energies: 10,000 generated ones against 9,000, with --quick 100 against 90. They
 are random, of 2 to 20 atoms of the usual density, half of them of carbon alone, so that many have
 the same atoms; half of the generated ones are known ones with atoms slightly moved. Fingerprints
 stand beside matminer's, of the same crystals in the same run. The last line is JSON.
@@ -227,10 +227,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = parser.parse_args()
     torch.set_num_threads(options.processes)
-    sizes = (16, 2.0) if options.quick else (256 if options.device == "cuda" else 64, 20.0)
+    sizes = (8, 1.0) if options.quick else (256 if options.device == "cuda" else 64, 20.0)
     result = network_rates(*sizes, options.device)
-    result |= fingerprint_rates(20 if options.quick else 100)
-    sizes = (200, 180) if options.quick else (10_000, 9_000)
+    result |= fingerprint_rates(10 if options.quick else 100)
+    sizes = (100, 90) if options.quick else (10_000, 9_000)
     result |= metric_rates(*sizes, options.processes)
     rounded = {key: float(f"{value:.4g}") for key, value in result.items()}
     print(json.dumps({**rounded, "processes": options.processes}))

@@ -124,17 +124,19 @@ GENERATION_RULES = (
     "summarize_crystals", "tabulate_generation", "plot_generation",
 )  # fmt: skip
 """Rules of the generation study, which does so for each of its data sets."""
+SCAN_RULES = ("simulate_scan", "map_scan")
+"""Rules of the scan of Figure 2, which is as large at every scale."""
 
 
 def symmetry_jobs(jobs: Mapping[str, int]) -> Counter[str]:
-    """Return the jobs of the symmetry study and the report among those of all studies."""
+    """Return the jobs of the symmetry study, but for its scan, and the report, of all jobs."""
     others = 1 + len(CONFIG["generation"]["datasets"])
     shared = dict.fromkeys(("retrieve_structures", "clean_structures"), others)
     return Counter(
         {
             rule: n - shared.get(rule, 0)
             for rule, n in jobs.items()
-            if rule not in UED_RULES + STRUCTURE_2D_RULES + GENERATION_RULES
+            if rule not in UED_RULES + STRUCTURE_2D_RULES + GENERATION_RULES + SCAN_RULES
         }
     )
 
@@ -196,7 +198,7 @@ def dry_run(shards: int, image_shards: int) -> Plan:
                     peak = max(peak, sum(part.memory_info().rss for part in tree))
                 except psutil.NoSuchProcess:
                     continue
-                time.sleep(0.02)
+                time.sleep(0.1)
             seconds = time.perf_counter() - start
             out.seek(0)
             said = out.read()
@@ -476,8 +478,11 @@ def network_costs(at: Scale, prediction: float) -> list[Row]:
     return rows
 
 
-def measure_images() -> dict[str, float]:
-    """Return seconds on one core of an image of each step of its way, with the paper's settings."""
+def measure_images(turns: int) -> dict[str, float]:
+    """Return seconds on one core of an image of each step of its way, with the paper's settings.
+
+    Networks are timed in so many turns.
+    """
     one_thread()
     torch.set_num_threads(1)
     images, steps = UED["images"], UED["detector"]["steps"]
@@ -502,21 +507,21 @@ def measure_images() -> dict[str, float]:
         ("c_vae", CVae(**UED["c_vae"]["network"])),
     ):
         train = partial(lambda n: n.loss(frames, kinds).backward(), network)
-        seconds[f"train_{name}"] = mean_seconds(train) / len(frames)
+        seconds[f"train_{name}"] = mean_seconds(train, turns) / len(frames)
         with torch.inference_mode():
             predict = partial(lambda n: n.eval()(frames), network)
-            seconds[f"predict_{name}"] = mean_seconds(predict) / len(frames)
+            seconds[f"predict_{name}"] = mean_seconds(predict, turns) / len(frames)
     return seconds
 
 
-def mean_seconds(work: Callable[[], Any]) -> float:
-    """Return the mean time of two calls after a first one."""
+def mean_seconds(work: Callable[[], Any], turns: int = 3) -> float:
+    """Return the mean time of some calls, the first of several left out."""
     times = []
-    for _ in range(3):
+    for _ in range(turns):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
-    return float(np.mean(times[1:]))
+    return float(np.mean(times[1:] or times))
 
 
 def image_costs(load: int, jobs: Mapping[str, int], m: Mapping[str, float]) -> list[Row]:
@@ -634,10 +639,10 @@ def print_memory(
 
 def measure(folder: Path, quick: bool) -> dict[str, Any]:
     """Return all that was measured."""
-    structures = priced(partial(make_structures, folder, 140 if quick else 800)).result
-    simulation, spots, part = priced(partial(simulate, folder, 60 if quick else 300)).result
+    structures = priced(partial(make_structures, folder, 50 if quick else 800)).result
+    simulation, spots, part = priced(partial(simulate, folder, 30 if quick else 300)).result
     forest = priced(partial(measure_forest, folder)).result
-    copies = math.ceil(MATERIALS * SIMULATE["count"] * (0.03 if quick else 1) / part[0])
+    copies = math.ceil(MATERIALS * SIMULATE["count"] * (0.01 if quick else 1) / part[0])
     made = measure_stages(folder, copies)
     files = (folder / "store").rglob("*")
     size = sum(file.stat().st_size for file in files if file.is_file())
@@ -670,7 +675,8 @@ def main() -> None:
         )
         for load in LOADS
     ]
-    image_seconds = ProcessPoolExecutor(1, get_context("spawn")).submit(measure_images).result()
+    alone = ProcessPoolExecutor(1, get_context("spawn"))
+    image_seconds = alone.submit(measure_images, 1 if quick else 3).result()
     with tempfile.TemporaryDirectory() as name:
         m = measure(Path(name), quick)
     solve, spots = m["simulation"], m["spots"]

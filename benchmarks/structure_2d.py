@@ -131,7 +131,7 @@ def stage_seconds(layers: dict[str, Crystal]) -> float:
 def pattern_rates(quick: bool) -> dict[str, float]:
     """Print the rates of the simulation and return them."""
     one_thread()
-    layers = random_layers(1_000 if quick else LAYERS_OF_STUDY)
+    layers = random_layers(500 if quick else LAYERS_OF_STUDY)
     compared = list(layers.values())[: 50 if quick else 400]
     our_patterns(dict(list(layers.items())[:2]))  # compile
     start = time.perf_counter()
@@ -291,7 +291,7 @@ def network_rates(quick: bool, device: str) -> dict[str, float]:
     on_gpu, threads = device == "cuda", torch.get_num_threads()
     precision = "bf16-mixed" if on_gpu else "32-true"
     hardware = {"device": device, "precision": precision, "threads": threads}
-    scales = {"demo": (DEMO, 128 if quick else 1_024), "published": (PAPER, 16 if quick else 256)}
+    scales = {"demo": (DEMO, 128 if quick else 1_024), "published": (PAPER, 10 if quick else 256)}
     result, networks = {}, {}
     print(f"{torch.cuda.get_device_name() if on_gpu else 'cpu'}, {threads} threads")
     columns = "training pairs/s", "crystals embedded/s", "patterns embedded/s"
@@ -310,7 +310,7 @@ def network_rates(quick: bool, device: str) -> dict[str, float]:
                 for unit, rate in zip(units, rates, strict=True):
                     result[f"{kind}_{scale}_{unit}_per_second"] = rate
                 networks[kind] = network
-        count = 16 if quick else 256
+        count = 4 if quick else 256
         result |= query_rates(networks, pairs.patterns.select(np.arange(count)), hardware)
         return result | check_rates(pairs, count)
 

@@ -113,7 +113,7 @@ def main() -> None:
         "threads": threads,
     }
     count = 40_000 if options.quick else 400_000
-    seen = (20_000 if on_gpu else 384) if options.quick else (100_000 if on_gpu else 2_000)
+    seen = (20_000 if on_gpu else 128) if options.quick else (100_000 if on_gpu else 2_000)
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder, "patterns")
         write_patterns(store, [random_patterns(count)])
