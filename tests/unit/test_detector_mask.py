@@ -30,6 +30,13 @@ def test_hot_and_dead_pixels_and_gaps_are_found_and_nothing_else(gain, dark, noi
     np.testing.assert_array_equal(~working_pixels(frames, dark), bad)
 
 
+def test_a_gap_along_the_whole_detector_is_found_in_little_light():
+    frames = light(50, 0.02)
+    frames[:, :, 33:36] = 0
+    assert np.flatnonzero(~working_pixels(frames, 0.0).any(axis=0)).tolist() == [33, 34, 35]
+    assert working_pixels(frames, 0.0)[:, :33].all()
+
+
 def test_one_frame_shows_hot_pixels_and_no_dead_ones():
     frame = light(1, 0.02)
     assert (frame == 0).mean() > 0.9

@@ -24,7 +24,7 @@ def disks(places, radius, shape=(64, 70), blur=0.0):
     for row, column in places:
         y, x = rows - row, columns - column
         if blur:  # many disks, drawn from a Gaussian
-            shifts = rng.normal(0, blur, (60, 2))
+            shifts = rng.normal(0, blur, (30, 2))
             image = np.mean([np.hypot(y - a, x - b) < radius for a, b in shifts], axis=0)
         else:
             image = np.hypot(y, x) < radius
@@ -52,7 +52,7 @@ def test_the_radius_is_measured_to_a_part_of_a_pixel(radius):
 
 
 def test_a_blurred_disk_is_told_from_a_sharp_one_and_dead_pixels_do_not_count():
-    places = places_of(6)
+    places = places_of(4)
     frames = disks(places, 5.0, blur=0.9).astype(np.float32)
     works = np.random.default_rng(3).random(frames.shape[1:]) > 0.2
     disk = measure_disk(np.where(works, frames, 0), places, works, 4.0)

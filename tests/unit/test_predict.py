@@ -5,7 +5,6 @@ each turned at random, with Poisson noise and a direct beam that drifts.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -23,8 +22,9 @@ from PIL import Image
 from diffractory.cli import main
 from diffractory.experiment.finding import SpotFile, light
 from diffractory.experiment.preparing import SpotLists
+from diffractory.experiment.scan import Scan
 from diffractory.simulate.images import Detector, render_images
-from diffractory.store import CRYSTAL_SYSTEMS, LATTICE, Patterns, write_patterns
+from diffractory.store import CRYSTAL_SYSTEMS, LATTICE, InputError, Patterns, write_patterns
 from diffractory.store.scan_maps import (
     ARRAYS,
     CLASSIFIED,
@@ -99,9 +99,17 @@ def frames():
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def drawn(tmp_path, monkeypatch):
+    """Return the working directory, of its own."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def here(drawn, monkeypatch):
+    """Return the same; no pictures are drawn, which are most of the time for a scan so small."""
+    monkeypatch.setattr("diffractory.experiment.predict.draw_maps", lambda *_: None)
+    return drawn
 
 
 def predict(monkeypatch, capsys, *arguments):
@@ -121,14 +129,14 @@ def made(folder):
     return sorted({path.name for path in folder.iterdir()} - {*scans.WRITERS, "scan.model"})
 
 
-def test_the_map_of_a_scan_of_two_lattices(frames, model, here, monkeypatch, capsys):
-    path = scans.write(here, "scan.zarr", frames)
+def test_the_map_of_a_scan_of_two_lattices(frames, model, drawn, monkeypatch, capsys):
+    path = scans.write(drawn, "scan.zarr", frames)
     code, out, err = predict(monkeypatch, capsys, path, "--model", model)
     assert (code, err) == (0, "")
     assert "8 x 10 positions, 64 x 64 pixels of 0.02 1/angstrom, 200 kV" in out
     assert out.endswith("Map: scan.map\n")
-    found = read_map(here / "scan.map")
-    expected = np.where(np.arange(COLUMNS) < COLUMNS // 2, TETRAGONAL, HEXAGONAL)
+    found = read_map(drawn / "scan.map")
+    expected = np.wdrawn(np.arange(COLUMNS) < COLUMNS // 2, TETRAGONAL, HEXAGONAL)
     assert (found.crystal_system == expected).mean() > 0.95
     assert (found.crystal_system_raw == expected).mean() > 0.85
     assert np.isin(found.space_group[..., 0], [139, 194]).all()
@@ -138,17 +146,17 @@ def test_the_map_of_a_scan_of_two_lattices(frames, model, here, monkeypatch, cap
     np.testing.assert_allclose(found.probability.sum(axis=-1), 1, atol=1e-5)
     assert found.attributes["step"] == scans.STEP
     assert found.attributes["warnings"] == []
-    files = {path.name for path in (here / "scan.map").iterdir()}
+    files = {path.name for path in (drawn / "scan.map").iterdir()}
     pictures = ("crystal_system", "confidence", "space_group", "n_spots")
     kinds = {f"{name}.{kind}" for name in pictures for kind in ("svg", "png")}
     assert files == kinds | {"map.zarr", "fractions.csv", "run.json"}
-    table = pd.read_csv(here / "scan.map/fractions.csv").set_index("crystal_system")
+    table = pd.read_csv(drawn / "scan.map/fractions.csv").set_index("crystal_system")
     shares = table["fraction"][["tetragonal", "hexagonal"]]
     assert shares.sum() == pytest.approx(1)
     for name, share in shares.items():
         assert f"{name:16}" in out
         assert f"{share:8.1%}" in out
-    record = json.loads((here / "scan.map/run.json").read_text())
+    record = json.loads((drawn / "scan.map/run.json").read_text())
     assert record["stage"] == "map_scan"
     assert str(path) in record["inputs"]
     assert {"run.json", ".spots"}.isdisjoint(record["outputs"])
@@ -427,10 +435,14 @@ def test_a_failure_in_the_middle_leaves_the_map_that_was_there(
     path = scans.write(here, "scan.zarr", frames)
     assert predict(monkeypatch, capsys, path, "--model", model)[0] == 0
     before = {p: p.read_bytes() for p in (here / "scan.map").rglob("*") if p.is_file()}
-    monkeypatch.setattr("diffractory.experiment.preparing.LOOKED_AT", 1)
+    blocks = Scan.blocks
+
+    def stop_after_the_first(self, every=1):
+        yield next(blocks(self, every))
+        raise InputError(f"{self.path} is damaged")
+
+    monkeypatch.setattr(Scan, "blocks", stop_after_the_first)
     monkeypatch.setattr("diffractory.experiment.scan.BLOCK_BYTES", 4 * SIDE**2 * COLUMNS)
-    (fifth,) = (p for p in (path / "c/5").rglob("*") if p.is_file())
-    fifth.write_bytes(os.urandom(fifth.stat().st_size))
     result = predict(monkeypatch, capsys, path, "--model", model)
     check_refused(result, "damaged", here, ["scan.map"])
     assert before == {p: p.read_bytes() for p in (here / "scan.map").rglob("*") if p.is_file()}

@@ -172,10 +172,10 @@ def test_networks_of_different_pixels_are_refused(models):
 def test_a_folder_without_images_is_one_sentence(models, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     for name, match in {"empty": "has no image", "nowhere": "nowhere"}.items():
-        _, _, code = run(monkeypatch, capsys, tmp_path / name, "--models", models)
-        assert match in code
-    _, _, code = run(monkeypatch, capsys, tmp_path, "--models", models, "--centre", "3", "4")
-    assert "needs the pixel size" in code
+        _, err, code = run(monkeypatch, capsys, tmp_path / name, "--models", models)
+        assert (code, match in err) == (2, True)
+    _, err, code = run(monkeypatch, capsys, tmp_path, "--models", models, "--centre", "3", "4")
+    assert (code, "needs the pixel size" in err) == (2, True)
 
 
 def test_lines_for_programs_hold_no_more_tabs_and_line_breaks_than_they_should():

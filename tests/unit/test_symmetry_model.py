@@ -203,8 +203,8 @@ def truncate(path):
         (lambda m: edit(m, model="mvof_ml"), "does not hold a trained network"),
         (lambda m: edit(m, descriptor={}), "is broken"),
         (lambda m: truncate(m / "model.safetensors"), "does not hold a trained network"),
-        (lambda m: edit(m, max_spots=None), "max_spots"),
-        (lambda m: edit(m, patterns=["?"]), "patterns"),
+        (lambda m: edit(m, max_spots=None), "is broken"),
+        (lambda m: edit(m, patterns=["?"]), "is broken"),
     ],
 )
 def test_a_folder_that_holds_no_model_is_refused_in_a_sentence(model, damage, words):

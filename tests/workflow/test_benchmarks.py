@@ -11,9 +11,10 @@ OPTIONS = {"generation": ["--processes", "1"], "structures": ["--processes", "2"
 BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
 
 
-def test_every_benchmark_is_documented():
+def test_every_benchmark_is_documented_and_those_that_are_exist():
     documented = {command for page in PAGES for command in commands(page)}
-    assert {f"python benchmarks/{name}.py" for name in BENCHMARKS} <= documented
+    named = {command for command in documented if command.startswith("python benchmarks/")}
+    assert named == {f"python benchmarks/{name}.py" for name in BENCHMARKS}
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -22,5 +23,5 @@ def test_benchmark(tmp_path, name):
     if name == "kinematic" and not importlib.util.find_spec("diffsims"):
         pytest.skip("diffsims, which it compares with, is not installed")
     command = ["python", str(ROOT / f"benchmarks/{name}.py"), "--quick", *OPTIONS.get(name, [])]
-    output = run(tmp_path, *command, OMP_NUM_THREADS="1")
+    output = run(tmp_path, *command, OMP_NUM_THREADS="1", DIFFRACTORY_DATA="")
     assert json.loads(output.splitlines()[-1])

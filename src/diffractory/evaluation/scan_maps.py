@@ -40,6 +40,9 @@ OTHERS = "#dddddd"
 WIDTH, HEIGHT = 5.6, 3.7
 """Of a picture, inch."""
 
+PLACES = ((0.01, 0.6), (0.64, 0.35))
+"""Left end and width of the map in a picture, and of what explains it."""
+
 STRIPED = 640
 """Pixels along the longer side of a map of classes, about, so that stripes can be seen."""
 
@@ -190,7 +193,6 @@ def _classes(
     handles = class_handles(names, colours, counts, scan_map.state)
     legend = beside.legend(handles=handles, loc="upper left", title=title, borderaxespad=0)
     legend._legend_box.align = "left"  # type: ignore[attr-defined]
-    beside.axis("off")
     return figure
 
 
@@ -204,14 +206,14 @@ def _values(scan_map: ScanMap, values: NDArray[np.floating], label: str) -> Figu
     _scale(axes, scan_map)
     box = beside.inset_axes((0, 0.1, 0.09, 0.8))
     figure.colorbar(axes.images[0], cax=box, label=label).outline.set_linewidth(0.6)
-    beside.axis("off")
     return figure
 
 
 def _canvas(scan_map: ScanMap) -> tuple[Figure, Axes, Axes]:
     """Return a figure, the place of the map in it, and that of what explains it."""
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-    axes, beside = figure.subplots(1, 2, width_ratios=[1.7, 1])
+    figure = Figure(figsize=(WIDTH, HEIGHT))
+    axes, beside = (figure.add_axes((left, 0.09, width, 0.89)) for left, width in PLACES)
+    beside.axis("off")
     return figure, axes, beside
 
 

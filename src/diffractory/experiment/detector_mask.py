@@ -40,7 +40,8 @@ def working_pixels(frames: NDArray[np.float32], dark: float) -> NDArray[np.bool_
     A hot pixel has far more than its third brightest neighbour, and not by chance: the smallest
     spot lights a pixel and three neighbours or more. A dead one has one value in all frames, is in
     a hole of the mean frame no wider than a gap, and in single frames too has light on both sides:
-    else spots that move from frame to frame may have missed it.
+    else spots that move from frame to frame may have missed it. Gaps along the whole detector need
+    less light to be seen.
 
     Parameters
     ----------
@@ -58,13 +59,35 @@ def working_pixels(frames: NDArray[np.float32], dark: float) -> NDArray[np.bool_
     hot = total > OUTLIER * np.maximum(third, 0) + np.sqrt(SURE * np.maximum(total, 1))
     if len(frames) < FEW_FRAMES:
         return ~hot
-    usual = np.where(hot, third, total)
-    for size in ((1, WIDEST_GAP + 1), (WIDEST_GAP + 1, 1)):
-        usual = ndimage.grey_closing(usual, size=size)
+    light = np.where(hot, third, total)
     constant = frames.max(axis=0) == frames.min(axis=0)
+    usual = light
+    for axis in (0, 1):
+        usual = _closed(usual, axis)
+    holes = constant & _far_below(light, usual)
+    lines = _dark_lines(light, constant)
+    return ~(hot | lines | _between_lit(frames - np.float32(dark), holes, electron))
+
+
+def _closed(electrons: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Return electrons with holes as narrow as gaps filled to what is on their darker side."""
+    size = np.ones(electrons.ndim, dtype=int)
+    size[axis] = WIDEST_GAP + 1
+    return ndimage.grey_closing(electrons, size=tuple(size))
+
+
+def _far_below(electrons: NDArray[np.float64], usual: NDArray[np.float64]) -> NDArray[np.bool_]:
     # Twice as many electrons as make sure, since the brightest neighbours count.
-    dark_hole = constant & (OUTLIER * total < usual) & (usual > 2 * SURE)
-    return ~(hot | _between_lit(frames - np.float32(dark), dark_hole, electron))
+    return (OUTLIER * electrons < usual) & (usual > 2 * SURE)
+
+
+def _dark_lines(electrons: NDArray[np.float64], constant: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the pixels of whole rows and columns that are constant, between others with light."""
+    rows, columns = (
+        constant.all(axis=1 - axis) & _far_below(line, _closed(line, 0))
+        for axis, line in enumerate((electrons.sum(axis=1), electrons.sum(axis=0)))
+    )
+    return rows[:, None] | columns
 
 
 def _between_lit(

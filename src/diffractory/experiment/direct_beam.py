@@ -17,6 +17,9 @@ HALF_OVERLAP = 0.808
 TRIALS = 2000
 """Planes tried for the drift."""
 
+STEPS = 8
+"""Of the least squares; each chooses the places near the drift anew, ever nearer ones."""
+
 PAIRED = 12
 """Spots of a frame, the brightest, of which pairs are made."""
 
@@ -221,13 +224,16 @@ def fit_drift(
     misses = np.linalg.norm(terms[:, :few] @ planes - found, axis=2) / (2 * tolerance)
     drift = np.zeros((6, 2))
     drift[:few] = planes[(np.maximum(1 - misses**2, 0) @ weight).argmax()]
-    for reach in (4, 2, 1, 1, 1):
-        near = np.linalg.norm(terms @ drift - found, axis=1) < reach * tolerance
+    limit = 4 * tolerance
+    for _ in range(STEPS):
+        misses = np.linalg.norm(terms @ drift - found, axis=1)
+        near = misses < limit
         if not near.any():
             break
         few = _orders(int(near.sum()))
         drift = np.zeros((6, 2))
         drift[:few] = np.linalg.lstsq(terms[near, :few], found[near], rcond=None)[0]
+        limit = max(limit / 2, min(tolerance, 4 * float(np.median(misses[near]))))
     return drift
 
 
