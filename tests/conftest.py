@@ -4,6 +4,10 @@ import fcntl
 import os
 import shutil
 
+# Before any library starts OpenMP: threads of two of them that wait for each other in a loop take a
+# hundred times as long where cores are shared, as those of the tests are.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 from projects import Project, copy_project
 

@@ -246,7 +246,7 @@ def test_a_report_came_from_its_tables_and_figures(tmp_path):
         with recorded(path.with_suffix(".run.json"), f"make {path.stem}", {}, [], [path], 7):
             pass
     page = tmp_path / "report.html"
-    make_report(page, tables, figures, records, tmp_path / "report.run.json", seed=7)
+    make_report(page, tables, figures, records, "make {file}", tmp_path / "report.run.json", seed=7)
     figures[0].unlink()
     (report,) = lineage([page])
     assert report.record.stage == "report"
