@@ -31,8 +31,8 @@ CONFIG = yaml.safe_load((Path(__file__).parents[1] / "config" / "config.yaml").r
 SETTINGS = CONFIG["structures"]
 
 
-def cif_texts() -> tuple[str, list[str]]:
-    """Return the name of the data set and its CIF texts."""
+def cif_texts(copies: int) -> tuple[str, list[str]]:
+    """Return the name of the data set and its CIF texts, of prototypes in so many copies."""
     if folder := os.environ.get("DIFFRACTORY_DATA"):
         files = [Path(folder) / "carbon_24" / f"{name}.csv" for name in ("val", "test")]
         return "carbon_24", pd.concat(map(pd.read_csv, files))["cif"].tolist()
@@ -40,7 +40,7 @@ def cif_texts() -> tuple[str, list[str]]:
 
     rng = np.random.default_rng(0)
     texts = []
-    for _ in range(4):
+    for _ in range(copies):
         for entry in AFLOW_PROTOTYPE_LIBRARY:
             structure = entry["snl"].structure.copy()
             structure.scale_lattice(structure.volume * rng.uniform(0.9, 1.1))
@@ -104,7 +104,7 @@ def main() -> None:
     logging.disable()
     os.environ["SPGLIB_WARNING"] = "OFF"
 
-    name, texts = cif_texts()
+    name, texts = cif_texts(1 if arguments.quick else 4)
     if arguments.quick:
         texts = texts[:300]
     sample = texts[: 60 if arguments.quick else 800]

@@ -49,3 +49,11 @@ def test_the_oblique_lattice_of_one_grain_is_no_distortion():
     lattice = np.stack([20.0 * h, 20.8 * k + 0.5 * h], axis=1)[(h != 0) | (k != 0)]
     spots = np.tile(lattice, (100, 1)) + rng.normal(0, 0.1, (100 * len(lattice), 2))
     np.testing.assert_array_equal(measure_ellipse(spots).undo, np.eye(2))
+
+
+def test_stray_spots_that_look_like_rings_by_chance_are_no_distortion():
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        radius, angle = rng.uniform(20, 80, 300), rng.uniform(0, 2 * np.pi, 300)
+        spots = (radius * [np.sin(angle), np.cos(angle)]).T
+        np.testing.assert_array_equal(measure_ellipse(spots).undo, np.eye(2))

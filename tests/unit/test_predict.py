@@ -136,7 +136,7 @@ def test_the_map_of_a_scan_of_two_lattices(frames, model, drawn, monkeypatch, ca
     assert "8 x 10 positions, 64 x 64 pixels of 0.02 1/angstrom, 200 kV" in out
     assert out.endswith("Map: scan.map\n")
     found = read_map(drawn / "scan.map")
-    expected = np.wdrawn(np.arange(COLUMNS) < COLUMNS // 2, TETRAGONAL, HEXAGONAL)
+    expected = np.where(np.arange(COLUMNS) < COLUMNS // 2, TETRAGONAL, HEXAGONAL)
     assert (found.crystal_system == expected).mean() > 0.95
     assert (found.crystal_system_raw == expected).mean() > 0.85
     assert np.isin(found.space_group[..., 0], [139, 194]).all()

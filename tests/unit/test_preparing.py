@@ -22,14 +22,6 @@ SIDE, PIXEL = 128, 0.02
 DETECTION = Detection()
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # threads that wait for each other are slow where others work, too
-    yield
-    torch.set_num_threads(before)
-
-
 class Frames(NamedTuple):
     """Mean frames of sum 1, shape (n, SIDE, SIDE), and where their direct beams are, (n, 2)."""
 
@@ -91,6 +83,16 @@ def misses(preparation, centre):
     """Return how far the drift model is from where direct beams are, pixels."""
     positions = np.arange(len(centre))
     return np.linalg.norm(preparation.centre(positions) - centre, axis=1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Threads that wait for each other are slow where other programs run."""
+    simulated((1, 1))  # Numba sets the threads of all OpenMP programs when it starts
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def run(folder: Path, *command: str, **more: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=600,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
