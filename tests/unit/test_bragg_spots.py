@@ -2,6 +2,7 @@
 
 import re
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,17 @@ SIDE, RADIUS = 128, 1.6
 
 SHARP = disk_probe(RADIUS, 0.2)
 ROWS, COLUMNS = np.indices((SIDE, SIDE))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Keep to one thread: those of Numba and PyTorch wait for each other where cores are few."""
+    before = numba.get_num_threads(), torch.get_num_threads()
+    numba.set_num_threads(1)
+    torch.set_num_threads(1)
+    yield
+    numba.set_num_threads(before[0])
+    torch.set_num_threads(before[1])
 
 
 def drawn(spots, radius=RADIUS, side=SIDE):
@@ -53,17 +65,17 @@ def lattices(count, radius=RADIUS, side=SIDE, seed=0):
         )
         steps = np.stack(np.meshgrid(*[np.arange(-9, 10)] * 2), axis=-1).reshape(-1, 2)
         steps = steps[steps.any(axis=1)]
-        place = steps @ [a, b] + (side - 1) / 2 + rng.uniform(-2, 2, 2)
+        place = steps @ [a, b] + (side - 1) / 2
         place = place[(abs(place - side / 2) < side / 2 - 2 * radius - 2).all(axis=1)]
         weight = np.exp(rng.normal(0, 1.5, len(place)))
-        direct = [[*(place.mean(axis=0) * 0 + (side - 1) / 2), 0.4]]
+        direct = [[(side - 1) / 2, (side - 1) / 2, 0.4]]
         spots.append(np.vstack([direct, np.column_stack([place, 0.6 * weight / weight.sum()])]))
     return spots
 
 
 def exposed(mean, dose, halo=0.1, seed=0):
     """Return what a counting camera reads, a share of the electrons in a halo."""
-    q = np.hypot(*(x - (n - 1) / 2 for x, n in zip(np.indices(mean.shape[1:]), mean.shape[1:])))
+    q = np.hypot(*(np.indices(mean.shape[1:]) - (mean.shape[-1] - 1) / 2))
     smooth = np.exp(-q / 20) + 0.5 * np.exp(-(((q - 36) / 10) ** 2)) + 0.02
     mean = (1 - halo) * mean + halo * smooth / smooth.sum()
     return np.random.default_rng(seed).poisson(dose * mean).astype(np.float32)
@@ -147,7 +159,9 @@ def test_a_faint_disk_is_placed_better_than_by_its_centroid():
     radius, electrons, rng = 5.0, 20, np.random.default_rng(0)
     spots = [np.array([[*rng.uniform(30, 34, 2), 1.0]]) for _ in range(100)]
     frames = exposed(drawn(spots, radius, 64), electrons, halo=0.0)
-    seen, _, errors = compared(find_spots(frames, disk_probe(radius), Detection()), spots, 0, radius)
+    seen, _, errors = compared(
+        find_spots(frames, disk_probe(radius), Detection()), spots, 0, radius
+    )
     assert seen == 1
     centroid = radius / 2 / electrons**0.5  # deviation of a disk along an axis: radius / 2
     assert np.sqrt((errors**2).mean()) < 0.8 * centroid
@@ -162,19 +176,19 @@ def test_a_shifted_frame_has_shifted_spots(radius, shift):
     side = 160
     grid = np.array([(i, j) for i in (35, 78, 121) for j in (36, 80, 124)], dtype=float)
     spots = np.column_stack([grid, 0.01 * 1.5 ** np.arange(9)])
-    frames = drawn([spots, spots + [*shift, 0]], radius, side)
+    frames = drawn([spots, spots + np.array([*shift, 0])], radius, side)
     found = find_spots(1e4 * frames, disk_probe(radius), Detection())
     first, second = of_frame(found, 0), of_frame(found, 1)
     assert len(first) == len(second) == 9
     np.testing.assert_allclose(first[:, :2], spots[::-1, :2], atol=0.1)
-    np.testing.assert_allclose(second[:, :2], spots[::-1, :2] + shift, atol=0.1)
+    np.testing.assert_allclose(second[:, :2], spots[::-1, :2] + np.array(shift), atol=0.1)
     np.testing.assert_allclose(second[:, 2], 1e4 * spots[::-1, 2], rtol=0.05)
 
 
 def test_frames_do_not_change_each_other():
-    frames = exposed(drawn(lattices(19)), 1e3)
+    frames = exposed(drawn(lattices(67)), 1e3)
     together = find_spots(frames, SHARP, Detection())
-    for i in (0, 15, 16, 18):
+    for i in (0, 63, 64, 66):
         alone = of_frame(find_spots(frames[i : i + 1], SHARP, Detection()), 0)
         np.testing.assert_allclose(alone, of_frame(together, i), rtol=1e-4, atol=1e-3)
 
@@ -226,42 +240,37 @@ def test_a_beam_stop_hides_the_direct_beam_and_makes_nothing():
     assert precision >= 0.9  # what is partly hidden is right too
 
 
-@pytest.mark.parametrize(("hidden", "seen"), [(0.2, True), (0.4, True), (0.8, False)])
-def test_a_spot_at_a_gap_counts_for_the_whole_or_not_at_all(hidden, seen):
-    radius = 4.0
-    half = np.linspace(-1, 1, 2001)  # how far a gap reaches to hide so much of a disk
-    area = np.cumsum(np.sqrt(1 - half**2))
-    edge = 64.2 - radius * half[np.searchsorted(area, (1 - hidden) * area[-1])]
-    frames = 2e4 * drawn([[(64.2, 40.3, 0.5), (20.0, 90.0, 0.5)]], radius)
-    mask = np.ones((SIDE, SIDE), dtype=bool)
-    mask[round(edge) : round(edge) + 6] = False
-    mask[:] = np.arange(SIDE)[:, None] < round(edge) + 0.5
-    found = of_frame(find_spots(frames, disk_probe(radius, 0.2), Detection(), mask), 0)
-    near = found[np.hypot(found[:, 0] - 64.2, found[:, 1] - 40.3) < radius]
+@pytest.mark.parametrize(("first_hidden", "seen"), [(66, True), (65, True), (62, False)])
+def test_a_spot_at_a_gap_counts_for_the_whole_or_not_at_all(first_hidden, seen):
+    """Of a disk about row 64.2, with a radius of 4, 0.26, 0.40 and 0.80 are hidden."""
+    frames = 2e4 * drawn([[(64.2, 40.3, 0.5), (20.0, 90.0, 0.5)]], 4.0)
+    mask = first_hidden > ROWS
+    found = of_frame(find_spots(frames * mask, disk_probe(4.0, 0.2), Detection(), mask), 0)
+    near = np.hypot(found[:, 0] - 64.2, found[:, 1] - 40.3) < 4
     assert len(found) == 1 + seen
+    assert near.any() == seen
     if seen:
-        np.testing.assert_allclose(near[0, :2], [64.2, 40.3], atol=0.5)
-        assert near[0, 2] == pytest.approx(1e4, rel=0.2)
+        np.testing.assert_allclose(found[near, :2], [[64.2, 40.3]], atol=0.3)
+        np.testing.assert_allclose(found[near, 2], 1e4, rtol=0.15)
 
 
 def test_disks_that_overlap_are_told_apart():
-    radius, apart = 6.0, 9.0
-    spots = np.array([(60, 60, 0.6), (60, 60 + apart, 0.3), (60 + apart, 60, 0.1)])
-    found = of_frame(
-        find_spots(exposed(drawn([spots], radius), 1e5, halo=0.02), disk_probe(radius), Detection()),
-        0,
-    )
-    np.testing.assert_allclose(found[:, :2], spots[:, :2], atol=0.3)
-    np.testing.assert_allclose(found[:, 2] / 0.98e5, spots[:, 2], rtol=0.1)
+    spots = np.array([(60, 60, 0.37), (60, 71, 0.33), (71, 60, 0.3)])
+    probe = disk_probe(6.0, 0.2)
+    found = of_frame(find_spots(exposed(drawn([spots], 6.0), 1e5, 0), probe, Detection()), 0)
+    np.testing.assert_allclose(found[:, :2], spots[:, :2], atol=0.1)
+    np.testing.assert_allclose(found[:, 2] / 1e5, spots[:, 2], rtol=0.03)
 
 
-def test_the_tail_of_the_direct_beam_is_no_spot():
-    sharp = drawn([[(63.3, 62.8, 1.0)]] * 5)
-    blurred = [0.9 * ndimage.gaussian_filter(f, 0.7) + 0.1 * ndimage.gaussian_filter(f, 4) for f in sharp]
-    for dose in (1e3, 1e5, 1e7):
-        found = find_spots(exposed(np.array(blurred), dose, halo=0.05), disk_probe(RADIUS), Detection())
-        assert len(found.row) <= 6
-        np.testing.assert_allclose(of_frame(found, 0)[0, :2], [63.3, 62.8], atol=0.1)
+@pytest.mark.parametrize("dose", [1e3, 1e5, 1e7])
+def test_the_tail_of_the_direct_beam_is_no_spot(dose):
+    beam = drawn([[(63.3, 62.8, 1.0)]])[0]
+    seen = 0.9 * ndimage.gaussian_filter(beam, 0.7) + 0.1 * ndimage.gaussian_filter(beam, 4)
+    frames = exposed(np.stack([seen] * 5), dose, halo=0.05)
+    found = find_spots(frames, disk_probe(RADIUS), Detection())
+    assert len(found.row) <= 8  # 5 of them are the beam
+    for i in range(5):
+        np.testing.assert_allclose(of_frame(found, i)[0, :2], [63.3, 62.8], atol=0.15)
 
 
 def test_counts_beyond_16_bit_add_up():
@@ -288,7 +297,7 @@ def test_no_frames_have_no_spots():
     assert found.offsets.dtype == np.int64
 
 
-@pytest.mark.parametrize("radius", [0.3, 1.0, 2.5, 10.0])
+@pytest.mark.parametrize("radius", [1.0, 2.5, 10.0])
 @pytest.mark.parametrize("blur", [0.0, 0.5, 2.0])
 def test_a_synthesized_probe_is_centred_and_as_large_as_asked_for(radius, blur):
     probe = disk_probe(radius, blur)
@@ -296,23 +305,21 @@ def test_a_synthesized_probe_is_centred_and_as_large_as_asked_for(radius, blur):
     assert probe.kernel.sum() == pytest.approx(1, abs=1e-5)
     assert abs((probe.kernel * along).sum()) < 1e-3
     assert abs((probe.kernel.T * along).sum()) < 1e-3
-    # A disk has the variance R^2 / 4, a pixel 1/12.
+    # The variance of a disk is radius**2 / 4, and that of a pixel is 1 / 12.
     variance = (probe.kernel * along**2).sum()
-    assert variance == pytest.approx(radius**2 / 4 + blur**2 + 1 / 12, rel=0.06)
+    assert variance == pytest.approx(radius**2 / 4 + blur**2 + 1 / 12, abs=0.1, rel=0.03)
 
 
 def test_a_probe_may_have_any_shape():
-    """Three small disks, as an aperture with three holes would make."""
-    holes = [(63.0, 67.0, 1 / 3), (60.0, 61.0, 1 / 3), (66.0, 61.0, 1 / 3)]
-    kernel = drawn([holes], 1.5, 127)[0][63 - 8 : 63 + 9, 63 - 8 : 63 + 9]
-    probe = Probe(kernel / kernel.sum(), 5.0)
-    at = np.array([(40.0, 40.0), (80.4, 60.7), (50.0, 95.3)])
-    spots = [(r + dr - 63, c + dc - 63, w) for r, c in at for dr, dc, w in holes]
-    found = of_frame(find_spots(exposed(drawn([spots]) / 3, 1e4), probe, Detection()), 0)
-    order = np.lexsort(found[:3, ::-1].T)
+    """Three small disks, as of an aperture with three holes."""
+    holes = np.array([(0.0, 4.0), (-3.0, -2.0), (3.0, -2.0)])
+    beam = drawn([[(63 + i, 63 + j, 1 / 3) for i, j in holes]], 1.5, 127)[0]
+    probe = Probe(beam[54:73, 54:73] / beam.sum(), 5.0)
+    places = np.array([(40.0, 40.0), (80.4, 60.7), (50.0, 95.3)])
+    spots = [(*(place + hole), 1 / 9) for place in places for hole in holes]
+    found = of_frame(find_spots(exposed(drawn([spots], 1.5), 1e4), probe, Detection()), 0)
     assert len(found) == 3
-    np.testing.assert_allclose(found[np.argsort(found[:, 1]), :2], at[[0, 1, 2]], atol=0.15)
-    assert len(order) == 3
+    np.testing.assert_allclose(found[np.argsort(found[:, 1]), :2], places, atol=0.1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

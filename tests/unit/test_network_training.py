@@ -51,6 +51,7 @@ TRAINING = {
     "rotate": True,
     "scale_jitter": 0.02,
     "drop_spots": 0.2,
+    "faint_spots": 0.1,
 }
 
 
@@ -481,7 +482,7 @@ def test_architecture_tells_shapes_and_parameters():
     assert total == sum(p.numel() for p in network.parameters())
 
 
-UNVARIED = {"rotate": False, "scale_jitter": 0.0, "drop_spots": 0.0}
+UNVARIED = {"rotate": False, "scale_jitter": 0.0, "drop_spots": 0.0, "faint_spots": 0.0}
 
 
 def test_unvaried_patterns_are_the_same():
@@ -512,3 +513,19 @@ def test_varied_patterns_lose_spots_that_they_have():
     assert not (kept & ~mask).any()
     lost = 1 - kept.sum() / mask.sum()
     assert lost.item() == pytest.approx(0.2, abs=0.03)
+
+
+def test_varied_patterns_lose_their_faintest_spots():
+    torch.manual_seed(0)
+    mask = torch.ones(4000, 41, dtype=torch.bool)
+    mask[:, 0] = False
+    spots = torch.zeros(4000, 41, 3)
+    spots[:, 1:, 2] = torch.logspace(-4, 0, 40)
+    same, kept = varied(spots, mask, {**UNVARIED, "faint_spots": 0.01})
+    assert torch.equal(same, spots)
+    assert not kept[:, 0].any()
+    assert (kept[:, 1:].diff(dim=1) >= 0).all()  # none that is brighter than one that is left
+    assert kept[:, spots[0, :, 2] >= 0.01].all()
+    # As likely to lose those below 0.001 as those below no more than that.
+    lost = 1 - kept[:, 20 // 2 + 1].float().mean()
+    assert lost.item() == pytest.approx(0.5, abs=0.06)

@@ -1,9 +1,13 @@
 """The table, the confusion and the figure of a scan, from maps and a truth made by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
+from diffractory.config import validate
 from diffractory.evaluation.metrics import wilson_interval
 from diffractory.evaluation.symmetry_figures import make_figure
 from diffractory.evaluation.symmetry_tables import make_table
@@ -17,6 +21,8 @@ from diffractory.store.scan_maps import (
     write_map,
 )
 
+ROOT = Path(__file__).parents[2]
+DEFAULTS = ROOT / "config/config.yaml"
 CUBIC, HEXAGONAL, TETRAGONAL, TRIGONAL = map(
     CRYSTAL_SYSTEMS.index, ("cubic", "hexagonal", "tetragonal", "trigonal")
 )
@@ -264,3 +270,20 @@ def test_what_is_not_of_one_scan_is_named(dataset, tmp_path):
     with pytest.raises(InputError, match="does not hold the map of a scan: map it again"):
         make_table("scan", dataset, {"ours": folder}, CONTEXT, *files)
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("median_filter", 4, r"median_filter must be one of \[1, 3, 5"),
+        ("min_confidence", 1.5, "min_confidence must be at most 1"),
+        ("models", ["resnet"], r"models\.0 must be one of"),
+        ("models", [], "models must be a list of 1"),
+        ("min_spot", 5, r"min_spot: did you mean symmetry\.scan\.min_spots\?"),
+    ],
+)
+def test_wrong_settings_are_named(key, value, sentence):
+    config = yaml.safe_load(DEFAULTS.read_text())
+    config["symmetry"]["scan"][key] = value
+    with pytest.raises(InputError, match=rf"symmetry\.scan\.{sentence}"):
+        validate(config, ROOT / "workflow/schemas/config.schema.yaml", DEFAULTS)

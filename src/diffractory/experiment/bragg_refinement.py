@@ -20,8 +20,9 @@ PASSES = 3
 STEPS = 8
 """Places per pixel at which likelihoods are taken, along each axis."""
 
-LEVELS = (-4.0, -3.0, -2.0, -1.0, 0.0)
-"""Backgrounds for which likelihoods are prepared: powers of ten, in units of a disk's height."""
+LEVELS = (-1.5, -0.5, 0.5)
+"""Backgrounds for which likelihoods are prepared: powers of ten, in units of a disk's height. If
+less were taken for possible, the few electrons in the tails of a disk would tell its place."""
 
 ENOUGH = 60.0
 """Electrons of a spot beyond which its likelihood is that of so many: narrower ones would fall

@@ -243,8 +243,10 @@ def varied(spots: Tensor, mask: Tensor, settings: Mapping[str, Any]) -> tuple[Te
     """Return patterns, spots (B, N, 3) and mask (B, N), changed at random as the settings ask.
 
     Each is turned in its plane by any angle (``rotate``), enlarged by a factor of which the
-    logarithm has a standard deviation (``scale_jitter``), and loses a share of its spots between 0
-    and the greatest (``drop_spots``).
+    logarithm has a standard deviation (``scale_jitter``), loses a share of its spots between 0 and
+    the greatest (``drop_spots``), and the spots below an intensity between that of its faintest and
+    the largest (``faint_spots``, fraction of the incident beam; where it is given), of an even
+    distribution of its logarithm.
     """
     n, device = len(spots), spots.device
     if settings["rotate"]:
@@ -258,4 +260,11 @@ def varied(spots: Tensor, mask: Tensor, settings: Mapping[str, Any]) -> tuple[Te
     if settings["drop_spots"]:
         share = settings["drop_spots"] * torch.rand(n, 1, device=device)
         mask = mask & (torch.rand(mask.shape, device=device) >= share)
+    if most := settings.get("faint_spots"):
+        intensity = torch.where(mask, spots[..., 2], torch.inf)
+        faintest = intensity.amin(dim=1, keepdim=True).clamp(max=most).log()
+        least = torch.lerp(
+            faintest, faintest.new_tensor(most).log(), torch.rand(n, 1, device=device)
+        )
+        mask = mask & ~(intensity < least.exp())  # not a number stays, to be seen in the loss
     return spots, mask
