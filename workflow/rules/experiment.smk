@@ -45,5 +45,6 @@ rule map_scan:
             for key in ("min_spots", "median_filter", "min_confidence", "pool")
         },
         device=HARDWARE["device"],
+        threads=HARDWARE["threads"],
     script:
         "../scripts/map_scan.py"

@@ -15,4 +15,5 @@ with stage(snakemake.log[0]):
         pixel_size=snakemake.params.pixel_size,
         energy=snakemake.params.energy,
         device=snakemake.params.device,
+        threads=snakemake.params.threads,
     )

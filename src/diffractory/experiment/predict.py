@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from diffractory.errors import InputError
@@ -76,6 +77,7 @@ def predict_scan(
     thickness: float | None = None,
     every: int = 1,
     device: str = "cpu",
+    threads: int | None = None,
 ) -> MapSummary:
     """Map what a model of the symmetry study says of each position of a scan.
 
@@ -102,6 +104,8 @@ def predict_scan(
         Look only at every so manieth row and column.
     device
         ``cpu`` or ``cuda``.
+    threads
+        Of PyTorch; None: as many as it takes. Their number changes the last digits.
 
     Raises
     ------
@@ -114,6 +118,8 @@ def predict_scan(
     for name, value in (("pixel size", pixel_size), ("energy", energy), ("thickness", thickness)):
         if value is not None and not 0 < value < np.inf:
             raise InputError(f"the {name} must be above 0, not {value:g}")
+    if threads is not None:
+        torch.set_num_threads(threads)
     asked, detection = SymmetryModel.load(model, device), Detection()
     source: Frames | Vectors
     if holds_bragg_vectors(scan):
