@@ -8,7 +8,7 @@ simulated spot counts against the precision. The model is asked about the spots 
 that were simulated, and those of them above 1 %. A scan of such frames goes from its file to the
 map in a process of its own, of which the peak memory is given.
 
-With --py4dstem, the interpreter of an environment that has py4DSTEM, its detector gets the same
+A quick run trains a model that knows next to nothing. With --py4dstem, the interpreter of an environment that has py4DSTEM, its detector gets the same
 frames and the same probe, with the threshold out of a few that serves it best. The last line is
 JSON.
 """
@@ -35,8 +35,6 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from diffractory.experiment.bragg_spots import Detection, FoundSpots, Probe, find_spots
-from diffractory.experiment.maps import MapSettings
-from diffractory.experiment.predict import predict_scan
 from diffractory.experiment.preparing import Preparation, SpotLists, survey, to_spot_lists
 from diffractory.experiment.scan import open_scan, write_scan
 from diffractory.experiment.symmetry_model import SymmetryModel
@@ -47,7 +45,6 @@ from diffractory.store.labels import labels_of_split
 from diffractory.structures.cleaning import clean_structures
 from diffractory.structures.sources import retrieve_structures
 from diffractory.structures.splits import split_structures
-from diffractory.training.spot_training import train_network
 
 CONFIG = yaml.safe_load(
     (Path(__file__).parents[1] / "config" / "config.yaml").read_text(encoding="utf-8")
@@ -106,6 +103,10 @@ class Found(NamedTuple):
 
 def make_model(folder: Path, quick: bool) -> None:
     """Write structures.parquet, patterns and the trained model to a folder."""
+    # Here, as processes that clean and simulate import this file and need no Lightning.
+    from diffractory.training.spot_training import train_network
+
+    processes = 1 if quick else CORES  # a process takes seconds to start
     entry = dict(CONFIG["datasets"]["prototypes"])
     simulation, training = dict(CONFIG["simulate"]), dict(CONFIG["symmetry"]["ours"]["training"])
     if quick:
@@ -116,9 +117,11 @@ def make_model(folder: Path, quick: bool) -> None:
     retrieved, cleaned, structures, rejected, unsolved = (folder / f"{n}.parquet" for n in names)
     run, store = (folder / f"{n}.run.json" for n in names), folder / "patterns"
     retrieve_structures(entry, "prototypes", folder, folder, retrieved, next(run), 0)
-    clean_structures(retrieved, cleaned, rejected, next(run), CONFIG["structures"], 1.0, 0, CORES)
+    clean_structures(
+        retrieved, cleaned, rejected, next(run), CONFIG["structures"], 1.0, 0, processes
+    )
     split_structures(cleaned, structures, next(run), CONFIG["split"], 0)
-    simulate_patterns(structures, store, unsolved, next(run), 0, 1, simulation, 0, CORES)
+    simulate_patterns(structures, store, unsolved, next(run), 0, 1, simulation, 0, processes)
     settings = CONFIG["symmetry"]["ours"] | {"training": training}
     hardware = CONFIG["symmetry"]["hardware"] | {"threads": CORES}
     most = CONFIG["symmetry"]["max_spots"]
@@ -192,6 +195,9 @@ def repeated(images: NDArray[np.float32], rows: int) -> Iterator[NDArray[np.floa
 
 def map_it(scan: Path, model: Path, output: Path, device: str) -> tuple[float, float]:
     """Return seconds from the file of a scan to its map, and the peak memory, GiB."""
+    from diffractory.experiment.maps import MapSettings
+    from diffractory.experiment.predict import predict_scan
+
     logging.disable()
     start = time.perf_counter()
     predict_scan(scan, model, output, MapSettings(), device=device)
@@ -266,9 +272,9 @@ def main() -> None:
         model = SymmetryModel.load(folder / "ours", options.device)
         told = {"true_spots": ask(model, simulated(patterns, 0), system)}
         told["true_spots_above_1_percent"] = ask(model, simulated(patterns, STRONG), system)
-        preparations = [prepared(folder, some) for some in frames]
+        looked = prepared(folder, frames[0])  # at the lowest dose, and it serves all
         rates, found = [], []
-        for dose, some, looked in zip(DOSES, frames, preparations, strict=True):
+        for dose, some in zip(DOSES, frames, strict=True):
             arguments = some, looked.probe, Detection(), looked.mask, options.device
             spots = find_spots(*arguments)
             found.append(compare(spots, patterns))
@@ -276,8 +282,7 @@ def main() -> None:
             told[f"spots_at_{dose:.0f}"] = ask(model, calibrated(spots, some, looked), system)
             print(f"{dose:9,.0f} {rates[-1]:8.0f} {in_words(found[-1])}", flush=True)
         if options.py4dstem:
-            probe = preparations[0].probe
-            theirs, their_rate = peer(options.py4dstem, frames[0], probe, patterns)
+            theirs, their_rate = peer(options.py4dstem, frames[0], looked.probe, patterns)
             print(f" py4DSTEM {their_rate:8.1f} {in_words(theirs)}  ({DOSES[0]:,.0f} electrons)")
             result |= {"ratio_vs_py4dstem": rates[0] / their_rate}
             result |= {f"py4dstem_{key}": value for key, value in theirs._asdict().items()}

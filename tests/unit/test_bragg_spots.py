@@ -193,6 +193,18 @@ def test_frames_do_not_change_each_other():
         np.testing.assert_allclose(alone, of_frame(together, i), rtol=1e-4, atol=1e-3)
 
 
+def test_threads_share_frames_and_change_nothing():
+    frames = exposed(drawn(lattices(10)), 1e3)
+    alone = find_spots(frames, SHARP, Detection())
+    torch.set_num_threads(3)
+    together = find_spots(frames, SHARP, Detection())
+    after = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert after == 3
+    for values, expected in zip(together, alone, strict=True):
+        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-3)
+
+
 def test_the_brightest_come_first_and_no_more_than_asked_for():
     frames = exposed(drawn(lattices(3)), 1e5)
     every = find_spots(frames, SHARP, Detection())

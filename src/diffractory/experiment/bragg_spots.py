@@ -6,8 +6,10 @@ frames at a time, on a CPU or a GPU alike.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -170,30 +172,60 @@ def find_spots(
         )
     if device not in CHUNK or (device == "cuda" and not torch.cuda.is_available()):
         raise InputError(f"there is no device {device!r} here: use cpu")
-    templates = Templates.of(probe.kernel, device)
-    counts, rows = [np.zeros(0, dtype=np.int64)], [np.zeros((0, 3), dtype=np.float32)]
+    counting = np.ones(frames.shape[1:], dtype=bool) if mask is None else mask
+    work = partial(
+        _find_in,
+        counting=torch.from_numpy(np.ascontiguousarray(counting)).to(device),
+        probe=probe,
+        templates=Templates.of(probe.kernel, device),
+        detection=detection,
+    )
+    threads = torch.get_num_threads() if device == "cpu" else 1
+    size = min(CHUNK[device] // max(1, counting.size), -(-len(frames) // threads))
+    chunks = [frames[i : i + max(1, size)] for i in range(0, len(frames), max(1, size))]
+    parts = [(np.zeros(0, dtype=np.int64), np.zeros((0, 3), dtype=np.float32))]
+    parts += _in_threads(work, chunks, threads) if len(chunks) > 1 else map(work, chunks)
+    counts, rows = (np.concatenate(part) for part in zip(*parts, strict=True))
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    return FoundSpots(offsets, *np.ascontiguousarray(rows.T))
+
+
+Part = tuple[NDArray[np.int64], NDArray[np.float32]]
+
+
+def _in_threads(
+    work: Callable[[NDArray[np.float32]], Part], chunks: list[NDArray[np.float32]], threads: int
+) -> list[Part]:
+    """Return what is found in chunks, each the work of one thread.
+
+    Threads that share the work on one chunk wait for each other at each of hundreds of steps.
+    """
+    try:
+        with ThreadPoolExecutor(threads, "spots", torch.set_num_threads, (1,)) as pool:
+            return list(pool.map(work, chunks))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _find_in(
+    frames: NDArray[np.float32],
+    counting: Tensor,
+    probe: Probe,
+    templates: Templates,
+    detection: Detection,
+) -> Part:
+    """Return how many spots frames have, and their rows, columns and intensities, (S, 3)."""
     with torch.inference_mode():
-        counting = torch.ones(frames.shape[1:], dtype=torch.bool)
-        if mask is not None:
-            counting = torch.from_numpy(np.ascontiguousarray(mask))
-        counting = counting.to(device)[None]
-        for chunk in _chunks(frames, CHUNK[device] // max(1, counting.numel())):
-            values, good = torch.from_numpy(chunk).to(device), counting
-            if not values.sum().isfinite():
-                good = good & values.isfinite()
-            values = torch.where(good, values, 0)
-            spots = _find(values, good.float(), probe, templates, detection)
-            counts.append(torch.bincount(spots.frame, minlength=len(chunk)).cpu().numpy())
-            place = torch.stack([spots.row, spots.column], dim=1) - templates.margin + spots.offset
-            rows.append(torch.cat([place, spots.intensity[:, None]], dim=1).cpu().numpy())
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
-    return FoundSpots(offsets, *np.ascontiguousarray(np.concatenate(rows).T))
-
-
-def _chunks(frames: NDArray[np.float32], size: int) -> Iterator[NDArray[np.float32]]:
-    size = max(1, size)
-    for start in range(0, len(frames), size):
-        yield np.ascontiguousarray(frames[start : start + size], dtype=np.float32)
+        values = torch.from_numpy(np.ascontiguousarray(frames, dtype=np.float32))
+        values, good = values.to(counting.device), counting[None]
+        if not values.sum().isfinite():
+            good = good & values.isfinite()
+        values = torch.where(good, values, 0)
+        spots = _find(values, good.float(), probe, templates, detection)
+        count = torch.bincount(spots.frame, minlength=len(frames))
+        place = torch.stack([spots.row, spots.column], dim=1) - templates.margin + spots.offset
+        found = torch.cat([place, spots.intensity[:, None]], dim=1)
+        return count.cpu().numpy(), found.cpu().numpy()
 
 
 def _find(
