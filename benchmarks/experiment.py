@@ -8,9 +8,9 @@ simulated spot counts against the precision. The model is asked about the spots 
 that were simulated, and those of them above 1 %. A scan of such frames goes from its file to the
 map in a process of its own, of which the peak memory is given.
 
-A quick run trains a model that knows next to nothing. With --py4dstem, the interpreter of an environment that has py4DSTEM, its detector gets the same
-frames and the same probe, with the threshold out of a few that serves it best. The last line is
-JSON.
+A quick run trains a model that knows next to nothing. With --py4dstem, the interpreter of an
+environment that has py4DSTEM, its detector gets the same frames and the same probe, with the
+threshold out of fifty that serves it best. The last line is JSON.
 """
 
 import argparse
@@ -110,9 +110,9 @@ def make_model(folder: Path, quick: bool) -> None:
     entry = dict(CONFIG["datasets"]["prototypes"])
     simulation, training = dict(CONFIG["simulate"]), dict(CONFIG["symmetry"]["ours"]["training"])
     if quick:
-        entry["count"] = 80
+        entry["count"] = 60
         simulation |= {"count": 10, "g_max": 1.0}
-        training |= {"epochs": 1, "patterns_per_epoch": 10_000, "validation_patterns": 50}
+        training |= {"epochs": 1, "patterns_per_epoch": 4_000, "validation_patterns": 50}
     names = ("retrieved", "cleaned", "structures", "rejected", "unsolved")
     retrieved, cleaned, structures, rejected, unsolved = (folder / f"{n}.parquet" for n in names)
     run, store = (folder / f"{n}.run.json" for n in names), folder / "patterns"
