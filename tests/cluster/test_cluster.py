@@ -67,7 +67,8 @@ def test_a_training_gets_its_gpus_and_starts_once(rerun, slurm, request_, device
 
 def test_two_processes_under_srun_train_what_one_does(rerun, slurm):
     """Without random changes of the patterns, which differ between processes."""
-    network = {"network": {"dropout": 0.0}, "training": {"scale_jitter": 0.0, "drop_spots": 0.0}}
+    training = {"scale_jitter": 0.0, "drop_spots": 0.0, "faint_spots": 0.0}
+    network = {"network": {"dropout": 0.0}, "training": training}
     one = rerun.write_config("one", {"symmetry": {"ours": network, "hardware": {"threads": 1}}})
     result = rerun.snakemake(MODEL, *CI, one)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.data import TensorDataset
 
 from diffractory.errors import InputError
 from diffractory.store import worker_pool
+from diffractory.training.batches import loader
 
 
 def nothing():
@@ -26,6 +29,14 @@ def main(folder):
     """Keep two processes busy, until this one is killed."""
     with worker_pool(2, "json", nothing, "") as pool:
         list(pool.map(write_pid_and_wait, [folder, folder]))
+
+
+def use_processes():
+    """Have results of a pool and of a loader's worker."""
+    with worker_pool(1, "json", nothing, "") as pool:
+        assert pool.submit(abs, -1).result() == 1
+    data = TensorDataset(torch.arange(2.0))
+    assert [float(item) for (item,) in loader(data, range(2), workers=1)] == [0, 1]
 
 
 def until(condition):
@@ -63,5 +74,13 @@ def test_a_killed_process_is_an_error_with_advice():
         lose_a_process()
 
 
+def test_processes_in_a_temporary_folder_of_a_long_name(tmp_path):
+    """Sockets' paths have at most 107 characters; those of clusters' temporary folders have more."""
+    folder = tmp_path / ("scratch" * 15)
+    folder.mkdir()
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    subprocess.run([sys.executable, __file__], env=environment, check=True)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1])) if sys.argv[1:] else use_processes()

@@ -17,7 +17,7 @@ from diffractory.store.patterns import (
     read_selected,
     write_patterns,
 )
-from diffractory.store.processes import one_thread, worker_pool
+from diffractory.store.processes import keep_socket_paths_short, one_thread, worker_pool
 from diffractory.store.progress import track
 from diffractory.store.provenance import recorded
 from diffractory.store.seeding import generator
@@ -33,6 +33,7 @@ __all__ = [
     "atomic_folder",
     "claimed",
     "generator",
+    "keep_socket_paths_short",
     "one_thread",
     "read_material_ids",
     "read_patterns",

@@ -1,7 +1,9 @@
 """Worker processes for stages whose items are independent."""
 
 import multiprocessing
+import multiprocessing.util
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -10,6 +12,9 @@ from contextlib import contextmanager
 from functools import partial
 
 from diffractory.errors import InputError
+
+_LONGEST_SOCKET_FOLDER = 70
+"""Characters of a folder whose sockets the system accepts: 107, less the names of their own."""
 
 
 @contextmanager
@@ -35,6 +40,7 @@ def worker_pool(
     InputError
         If a process is killed.
     """
+    keep_socket_paths_short()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
     start = partial(_start, prepare)
@@ -55,6 +61,15 @@ def one_thread() -> None:
 
     numba.set_num_threads(1)
     threadpool_limits(1)
+
+
+def keep_socket_paths_short() -> None:
+    """Have processes yet to start speak through /tmp if TMPDIR is long, as a cluster's may be."""
+    folder = tempfile.gettempdir()
+    if len(folder) > _LONGEST_SOCKET_FOLDER:
+        tempfile.tempdir = "/tmp"
+        multiprocessing.util.get_temp_dir()  # which is then kept
+        tempfile.tempdir = folder
 
 
 def _start(prepare: Callable[[], None]) -> None:

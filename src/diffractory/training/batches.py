@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from diffractory.store import InputError
+from diffractory.store import InputError, keep_socket_paths_short
 
 Item = TypeVar("Item", covariant=True)
 
@@ -74,6 +74,7 @@ class Batches(Dataset[Item]):
 
 def loader(batches: Dataset[Any], sampler: Any, workers: int) -> DataLoader[Any]:
     """Return a loader of whole batches, the same for any number of worker processes."""
+    keep_socket_paths_short()
     return DataLoader(
         batches,
         batch_size=None,
