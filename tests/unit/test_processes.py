@@ -75,7 +75,7 @@ def test_a_killed_process_is_an_error_with_advice():
 
 
 def test_processes_in_a_temporary_folder_of_a_long_name(tmp_path):
-    """Sockets' paths have at most 107 characters; those of clusters' temporary folders have more."""
+    """Paths of sockets have at most 107 characters; a cluster's temporary folder may have more."""
     folder = tmp_path / ("scratch" * 15)
     folder.mkdir()
     environment = {**os.environ, "TMPDIR": str(folder)}
