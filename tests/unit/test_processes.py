@@ -33,7 +33,7 @@ def main(folder):
 
 def use_processes():
     """Have results of a pool and of a loader's worker."""
-    with worker_pool(1, "json", nothing, "") as pool:
+    with worker_pool(2, "json", nothing, "") as pool:
         assert pool.submit(abs, -1).result() == 1
     data = TensorDataset(torch.arange(2.0))
     assert [float(item) for (item,) in loader(data, range(2), workers=1)] == [0, 1]
@@ -65,13 +65,21 @@ def test_processes_end_with_a_killed_parent(tmp_path):
 
 
 def lose_a_process():
-    with worker_pool(1, "json", nothing, "buy some.") as pool:
+    with worker_pool(2, "json", nothing, "buy some.") as pool:
         pool.submit(os._exit, 1).result()
 
 
 def test_a_killed_process_is_an_error_with_advice():
     with pytest.raises(InputError, match=r"want of memory: buy some\."):
         lose_a_process()
+
+
+def test_one_process_is_this_one():
+    with worker_pool(1, "json", nothing, "") as pool:
+        assert list(pool.map(lambda a, b: (a + b, os.getpid()), [1, 2], [3, 4], chunksize=2)) == [
+            (4, os.getpid()),
+            (6, os.getpid()),
+        ]
 
 
 def test_processes_in_a_temporary_folder_of_a_long_name(tmp_path):

@@ -9,7 +9,7 @@ same cores change no result.
 import signal
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
@@ -39,7 +39,7 @@ ADVICE = "use fewer processes."
 
 
 @contextmanager
-def comparers(processes: int) -> Iterator[ProcessPoolExecutor]:
+def comparers(processes: int) -> Iterator[Executor]:
     """Yield worker processes for all that is asked about crystals.
 
     They import the main module, so that a script must use this under

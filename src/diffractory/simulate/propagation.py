@@ -25,7 +25,6 @@ NEGLIGIBLE = 1e-10
 """Chebyshev coefficients below this are left out, as most are of the lesser thicknesses."""
 
 
-@numba.njit(cache=True, parallel=True, fastmath=True)
 def propagate(
     table: Real32,
     absorbing: bool,
@@ -65,41 +64,83 @@ def propagate(
     -------
     Shape (T, B).
     """
-    parts = len(table)
     intensities = np.empty((len(thicknesses), len(index)), dtype=np.float32)
-    largest = np.diff(offsets).max()
+    memory = np.empty((workers, len(table) * np.diff(offsets).max() ** 2), dtype=np.float32)
+    # Two programs, as to compile the second takes a while, and few runs need it.
+    solve = _propagate_absorbing if absorbing else _propagate_hermitian
+    solve(table, centre, offsets, index, start, diagonal, metric, thicknesses, memory, intensities)
+    return intensities
+
+
+@numba.njit(cache=True, parallel=True, fastmath=True)
+def _propagate_hermitian(
+    table: Real32,
+    centre: int,
+    offsets: Integers,
+    index: NDArray[np.int32],
+    start: Integers,
+    diagonal: Real32,
+    metric: Real32,
+    thicknesses: Real64,
+    memory: Real32,
+    intensities: Real32,
+) -> None:
+    """Write the intensities; `memory` has a row for the matrix of each worker."""
+    workers = len(memory)
     for worker in numba.prange(workers):
-        memory = np.empty(parts * largest**2, dtype=np.float32)
         for p in range(worker, len(offsets) - 1, workers):  # neighbours are of similar size
             rows = slice(offsets[p], offsets[p + 1])
-            n = offsets[p + 1] - offsets[p]
-            matrix = memory[: parts * n * n].reshape(parts, n, n)
-            width = _fill(matrix, table, centre, index[rows], diagonal[rows], metric[rows])
-            if absorbing:
-                basis, y = _arnoldi(matrix, start[p], width, thicknesses)
-            else:
-                basis, y = _lanczos(matrix, start[p], width, thicknesses)
+            matrix, width = _fill(
+                memory[worker], table, centre, index[rows], diagonal[rows], metric[rows]
+            )
+            basis, y = _lanczos(matrix, start[p], width, thicknesses)
             for t in range(len(thicknesses)):
                 _exit_wave(basis, y[t], intensities[t, rows])
-    return intensities
+
+
+@numba.njit(cache=True, parallel=True, fastmath=True)
+def _propagate_absorbing(
+    table: Real32,
+    centre: int,
+    offsets: Integers,
+    index: NDArray[np.int32],
+    start: Integers,
+    diagonal: Real32,
+    metric: Real32,
+    thicknesses: Real64,
+    memory: Real32,
+    intensities: Real32,
+) -> None:
+    """Do what `_propagate_hermitian` does, for H that is not Hermitian."""
+    workers = len(memory)
+    for worker in numba.prange(workers):
+        for p in range(worker, len(offsets) - 1, workers):
+            rows = slice(offsets[p], offsets[p + 1])
+            matrix, width = _fill(
+                memory[worker], table, centre, index[rows], diagonal[rows], metric[rows]
+            )
+            basis, y = _arnoldi(matrix, start[p], width, thicknesses)
+            for t in range(len(thicknesses)):
+                _exit_wave(basis, y[t], intensities[t, rows])
 
 
 @numba.njit(cache=True, fastmath=True)
 def _fill(
-    matrix: Real32,
+    memory: Real32,
     table: Real32,
     centre: int,
     index: NDArray[np.int32],
     diagonal: Real32,
     metric: Real32,
-) -> float:
-    """Write H; return the width of an interval that holds its eigenvalues (Gershgorin)."""
+) -> tuple[Real32, float]:
+    """Write H; return it, and the width of an interval with its eigenvalues (Gershgorin)."""
     low = high = diagonal[0]
-    n = len(index)
+    parts, n = len(table), len(index)
+    matrix = memory[: parts * n * n].reshape(parts, n, n)
     for i in range(n):
         radius = np.float32(0.0)
         origin = centre + index[i]
-        for part in range(len(table)):
+        for part in range(parts):
             row = matrix[part, i]
             for j in range(n):
                 row[j] = table[part, origin - index[j]] * (metric[i] * metric[j])
@@ -108,7 +149,7 @@ def _fill(
         matrix[0, i, i] = diagonal[i]  # the mean absorption, an imaginary part, stays
         low = min(low, diagonal[i] - radius)
         high = max(high, diagonal[i] + radius)
-    return max(high - low, np.float32(1e-6))
+    return matrix, max(high - low, np.float32(1e-6))
 
 
 @numba.njit(cache=True, fastmath=True)
@@ -190,7 +231,7 @@ def _lanczos(
         last = beta[m - 1] < NOTHING * width or m == limit
         if m == check or last:
             y = tridiagonal_wave(alpha[:m], beta[: m - 1], thicknesses)
-            tail = np.abs(y[:, :, -3:]).max()
+            tail = _tail(y)
             if last or tail < TOLERANCE:
                 break
             check = next_check(m, tail)
@@ -231,15 +272,26 @@ def _arnoldi(
             # The elastic part alone tells cheaply whether it is too early.
             elastic = projected[0, :m, :m]
             y = tridiagonal_wave(np.diag(elastic), np.diag(elastic, -1), thicknesses)
-            tail = np.abs(y[:, :, -3:]).max()
+            tail = _tail(y)
             if last or tail < TOLERANCE:
                 y = hessenberg_wave(projected[:, :m, :m], thicknesses)
-                tail = np.abs(y[:, :, -3:]).max()
+                tail = _tail(y)
                 if last or tail < TOLERANCE:
                     break
             check = next_check(m, tail)
         new /= np.float32(norm)
     return basis[:m], y
+
+
+@numba.njit(cache=True)
+def _tail(y: Real64) -> float:
+    """Return the largest share of the last three Krylov vectors: y of shape (T, 2, m)."""
+    tail = 0.0
+    for t in range(y.shape[0]):
+        for part in range(2):
+            for k in range(max(y.shape[2] - 3, 0), y.shape[2]):
+                tail = max(tail, abs(y[t, part, k]))
+    return tail
 
 
 @numba.njit(cache=True)
@@ -283,18 +335,18 @@ def chebyshev_coefficients(width: float, thicknesses: Real64) -> Real64:
             if abs(values[k - 1]) > 1e100:
                 values[k - 1 :] *= 1e-100
         norm = values[0] + 2 * values[2::2].sum()  # J_0 + 2 (J_2 + J_4 + ...) = 1
-        result[t] = 2 / norm * values[:terms]
-        result[t, 0] /= 2
+        for k in range(terms):
+            result[t, k] = (2 if k else 1) / norm * values[k]
     return result
 
 
 @numba.njit(cache=True)
 def _interval(diagonal: Real64, side: Real64) -> tuple[float, float]:
     """Return middle and width of an interval with all eigenvalues of a symmetric tridiagonal."""
-    radius = np.zeros(len(diagonal))
-    radius[1:] += side
-    radius[:-1] += side
-    low, high = (diagonal - radius).min(), (diagonal + radius).max()
+    low = high = diagonal[0]
+    for i in range(len(diagonal)):
+        radius = (side[i - 1] if i > 0 else 0.0) + (side[i] if i < len(side) else 0.0)
+        low, high = min(low, diagonal[i] - radius), max(high, diagonal[i] + radius)
     return (low + high) / 2, max(high - low, 1e-6)
 
 

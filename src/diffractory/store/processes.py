@@ -6,10 +6,11 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from diffractory.errors import InputError
 
@@ -20,11 +21,11 @@ _LONGEST_SOCKET_FOLDER = 70
 @contextmanager
 def worker_pool(
     processes: int, module: str, prepare: Callable[[], None], advice: str
-) -> Iterator[ProcessPoolExecutor]:
-    """Yield a pool of processes that share one import of a module.
+) -> Iterator[Executor]:
+    """Yield a pool of processes that share one import of a module, to map functions over items.
 
     They import the main module too, so that a script must use this under
-    ``if __name__ == "__main__"``.
+    ``if __name__ == "__main__"``. One process alone is this one: to start another takes seconds.
 
     Parameters
     ----------
@@ -40,6 +41,10 @@ def worker_pool(
     InputError
         If a process is killed.
     """
+    if processes == 1:
+        prepare()
+        yield _ThisProcess()
+        return
     keep_socket_paths_short()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
@@ -51,6 +56,18 @@ def worker_pool(
         raise InputError(
             f"A process was killed, most likely for want of memory: {advice}"
         ) from error
+
+
+class _ThisProcess(Executor):
+    """Works here, and on an item of a map when that is asked for."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+    def map(self, fn: Callable[..., Any], *iterables: Any, **_: Any) -> Iterator[Any]:
+        return map(fn, *iterables)
 
 
 def one_thread() -> None:
