@@ -7,6 +7,7 @@ if SCAN["source"] == "gold":
             run="results/scans/gold.run.json",
         log:
             "logs/simulate_scan.log",
+        priority: 2  # while all cores are free, see train_random_forest
         conda:
             "../../envs/experiment.yaml"
         threads: 16

@@ -45,6 +45,7 @@ rule prepare_crystals:
         run="results/structures/{dataset}/crystals.run.json",
     log:
         "logs/prepare_crystals/{dataset}.log",
+    priority: 2  # trainings wait for it
     conda:
         "../../envs/structures.yaml"
     threads: 8
@@ -66,7 +67,7 @@ rule train_generator:
         model=directory("results/models/generation/{dataset}/{generator}"),
     log:
         "logs/train_generator/{dataset}/{generator}.log",
-    priority: 1  # all else waits for it, and would leave cores idle at the end
+    priority: 1  # long; what is left to the end leaves cores idle
     conda:
         "../../envs/training.yaml"
     threads: CRYSTALS_HARDWARE["threads"]

@@ -15,6 +15,7 @@ rule simulate_patterns:
         ),
     log:
         "logs/simulate_patterns/{dataset}.{engine}.{shard}-of-{shards}.log",
+    priority: 2  # trainings wait for it
     conda:
         "../../envs/simulation.yaml"
     threads: 4
@@ -41,6 +42,7 @@ rule collect_patterns:
         run="results/patterns/{dataset}/{engine}.run.json",
     log:
         "logs/collect_patterns/{dataset}.{engine}.log",
+    priority: 2  # trainings wait for it
     conda:
         "../../envs/simulation.yaml"
     threads: 1
@@ -64,6 +66,7 @@ rule augment_patterns:
         run="results/patterns/{dataset}/{engine}.augmented.run.json",
     log:
         "logs/augment_patterns/{dataset}.{engine}.log",
+    priority: 2  # trainings wait for it
     conda:
         "../../envs/augmentation.yaml"
     threads: 1

@@ -50,6 +50,7 @@ rule prepare_layers:
         run="results/structures/{dataset}/layers.run.json",
     log:
         "logs/prepare_layers/{dataset}.log",
+    priority: 2  # trainings wait for it
     conda:
         "../../envs/structures.yaml"
     threads: 8
@@ -73,6 +74,7 @@ rule relax_layers:
         run="results/structures/{dataset}/relaxed.run.json",
     log:
         "logs/relax_layers/{dataset}.log",
+    priority: 2  # trainings wait for it
     conda:
         "../../envs/augmentation.yaml"
     threads: 16
@@ -96,6 +98,7 @@ rule perturb_layers:
         run="results/structures/{dataset}/perturbed.run.json",
     log:
         "logs/perturb_layers/{dataset}.log",
+    priority: 2  # trainings wait for it
     conda:
         "../../envs/augmentation.yaml"
     threads: 16
@@ -140,6 +143,7 @@ rule simulate_layers:
         run=f"{LAYERS_PATTERNS}/{{motion}}.run.json",
     log:
         "logs/simulate_layers/{motion}.log",
+    priority: 2  # trainings wait for it
     conda:
         "../../envs/simulation.yaml"
     threads: 1
@@ -161,6 +165,7 @@ rule train_retrieval_network:
         model=directory("results/models/structure_2d/{retrieval_network}"),
     log:
         "logs/train_retrieval_network/{retrieval_network}.log",
+    priority: 1  # long; what is left to the end leaves cores idle
     conda:
         "../../envs/training.yaml"
     threads: LAYERS_HARDWARE["threads"]

@@ -29,6 +29,7 @@ rule clean_structures:
         run="results/structures/{dataset}/cleaned.run.json",
     log:
         "logs/clean_structures/{dataset}.log",
+    priority: 2  # trainings wait for it
     conda:
         "../../envs/structures.yaml"
     threads: 8
@@ -75,6 +76,7 @@ rule split_structures:
         run="results/structures/{dataset}/structures.run.json",
     log:
         "logs/split_structures/{dataset}.log",
+    priority: 2  # trainings wait for it
     conda:
         "../../envs/structures.yaml"
     threads: 1

@@ -57,6 +57,7 @@ rule train_random_forest:
         model=directory("results/models/symmetry/random_forest"),
     log:
         "logs/train_random_forest.log",
+    priority: 2  # on all cores, which trainings beside each other do not leave it
     conda:
         "../../envs/training.yaml"
     threads: 32
@@ -101,6 +102,7 @@ rule train_network:
         model=directory("results/models/symmetry/{network}"),
     log:
         "logs/train_network/{network}.log",
+    priority: 1  # long; what is left to the end leaves cores idle
     conda:
         "../../envs/training.yaml"
     threads: HARDWARE["threads"] * HARDWARE["devices"]

@@ -38,6 +38,7 @@ rule calculate_phonons:
         run="results/structures/mote2/{phase}.run.json",
     log:
         "logs/calculate_phonons/{phase}.log",
+    priority: 2  # trainings wait for it
     conda:
         "../../envs/augmentation.yaml"
     threads: 1
@@ -61,6 +62,7 @@ rule simulate_images:
         run=f"{UED_IMAGES}/{{images}}.clean/{{shard}}-of-{{shards}}.run.json",
     log:
         "logs/simulate_images/{images}.{shard}-of-{shards}.log",
+    priority: 2  # trainings wait for it
     conda:
         "../../envs/augmentation.yaml"
     threads: 16
@@ -87,6 +89,7 @@ rule detect_images:
         run=f"{UED_IMAGES}/{{images}}.run.json",
     log:
         "logs/detect_images/{images}.log",
+    priority: 2  # trainings wait for it
     conda:
         "../../envs/augmentation.yaml"
     threads: 16
@@ -112,6 +115,7 @@ if UED["experiment"]["source"] == "folder":
             run=f"{UED_IMAGES}/experiment.run.json",
         log:
             "logs/read_experiment.log",
+        priority: 2  # trainings wait for it
         conda:
             "../../envs/augmentation.yaml"
         threads: 1
@@ -137,6 +141,7 @@ else:
             run=f"{UED_IMAGES}/experiment.run.json",
         log:
             "logs/simulate_experiment.log",
+        priority: 2  # trainings wait for it
         conda:
             "../../envs/augmentation.yaml"
         threads: 16
@@ -162,6 +167,7 @@ rule train_image_network:
         model=directory("results/models/ued/{image_network}"),
     log:
         "logs/train_image_network/{image_network}.log",
+    priority: 1  # long; what is left to the end leaves cores idle
     conda:
         "../../envs/training.yaml"
     threads: UED_HARDWARE["threads"] * UED_HARDWARE["devices"]
