@@ -37,6 +37,11 @@ PATTERNS = f"{SIMULATED}.augmented" if config["augment"]["patterns"] else SIMULA
 CLEANED = "augmented" if config["augment"]["structures"] else "cleaned"
 
 
+def at_most(threads):
+    """Return the threads of a job that is no training: fewer where the run says so."""
+    return min(threads, config["max_threads"])
+
+
 def source_files(dataset):
     """Return the local files that a data set is read from."""
     folder = os.environ.get("DIFFRACTORY_DATA", "")

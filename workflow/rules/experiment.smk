@@ -10,7 +10,7 @@ if SCAN["source"] == "gold":
         priority: 2  # while all cores are free, see train_random_forest
         conda:
             "../../envs/experiment.yaml"
-        threads: 16
+        threads: at_most(16)
         resources:
             mem_mb=lambda wildcards, attempt: 8000 * attempt,
             runtime=lambda wildcards, attempt: 120 * attempt,

@@ -48,7 +48,7 @@ rule prepare_crystals:
     priority: 2  # trainings wait for it
     conda:
         "../../envs/structures.yaml"
-    threads: 8
+    threads: at_most(8)
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,

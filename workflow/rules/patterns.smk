@@ -18,7 +18,7 @@ rule simulate_patterns:
     priority: 2  # trainings wait for it
     conda:
         "../../envs/simulation.yaml"
-    threads: 4
+    threads: at_most(4)
     resources:
         **gpu_resources(config["simulate"]["device"]),
         mem_mb=lambda wildcards, attempt: 4000 * attempt,

@@ -53,7 +53,7 @@ rule prepare_layers:
     priority: 2  # trainings wait for it
     conda:
         "../../envs/structures.yaml"
-    threads: 8
+    threads: at_most(8)
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
@@ -77,7 +77,7 @@ rule relax_layers:
     priority: 2  # trainings wait for it
     conda:
         "../../envs/augmentation.yaml"
-    threads: 16
+    threads: at_most(16)
     resources:
         mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
@@ -101,7 +101,7 @@ rule perturb_layers:
     priority: 2  # trainings wait for it
     conda:
         "../../envs/augmentation.yaml"
-    threads: 16
+    threads: at_most(16)
     resources:
         mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=lambda wildcards, attempt: 480 * attempt,
@@ -123,7 +123,7 @@ rule make_distractors:
         "logs/make_distractors/{dataset}.log",
     conda:
         "../../envs/augmentation.yaml"
-    threads: 4
+    threads: at_most(4)
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,

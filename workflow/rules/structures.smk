@@ -32,7 +32,7 @@ rule clean_structures:
     priority: 2  # trainings wait for it
     conda:
         "../../envs/structures.yaml"
-    threads: 8
+    threads: at_most(8)
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
@@ -55,7 +55,7 @@ rule augment_structures:
         "logs/augment_structures/{dataset}.log",
     conda:
         "../../envs/augmentation.yaml"
-    threads: 16
+    threads: at_most(16)
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,

@@ -60,7 +60,7 @@ rule train_random_forest:
     priority: 2  # on all cores, which trainings beside each other do not leave it
     conda:
         "../../envs/training.yaml"
-    threads: 32
+    threads: at_most(32)
     resources:
         mem_mb=lambda wildcards, attempt: 32000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
@@ -84,7 +84,7 @@ rule evaluate_random_forest:
         "logs/evaluate_random_forest.log",
     conda:
         "../../envs/training.yaml"
-    threads: 8
+    threads: at_most(8)
     resources:
         mem_mb=lambda wildcards, attempt: 16000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
@@ -156,7 +156,7 @@ rule perturb_patterns:
         "logs/perturb_patterns/{dataset}.{engine}.log",
     conda:
         "../../envs/simulation.yaml"
-    threads: 16
+    threads: at_most(16)
     resources:
         **gpu_resources(config["simulate"]["device"]),
         mem_mb=lambda wildcards, attempt: 4000 * attempt,

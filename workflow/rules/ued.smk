@@ -65,7 +65,7 @@ rule simulate_images:
     priority: 2  # trainings wait for it
     conda:
         "../../envs/augmentation.yaml"
-    threads: 16
+    threads: at_most(16)
     resources:
         **gpu_resources(UED["images"]["device"]),
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
@@ -92,7 +92,7 @@ rule detect_images:
     priority: 2  # trainings wait for it
     conda:
         "../../envs/augmentation.yaml"
-    threads: 16
+    threads: at_most(16)
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
@@ -144,7 +144,7 @@ else:
         priority: 2  # trainings wait for it
         conda:
             "../../envs/augmentation.yaml"
-        threads: 16
+        threads: at_most(16)
         resources:
             mem_mb=lambda wildcards, attempt: 8000 * attempt,
             runtime=lambda wildcards, attempt: 120 * attempt,
