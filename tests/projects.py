@@ -12,8 +12,9 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 OF_EACH_STUDY = (
-    "results/tables/symmetry/table_1.csv",
-    "results/tables/symmetry/table_scan.csv",
+    "results/evaluation/symmetry/ours.parquet",
+    "results/evaluation/symmetry/random_forest.parquet",
+    "results/maps/ours",
     "results/tables/ued/table_accuracy.csv",
     "results/figures/structure_2d/figure_3.svg",
     "results/evaluation/generation/perovskites/ours.parquet",
@@ -77,6 +78,7 @@ def products(folder: Path) -> dict[str, bytes]:
         "figures/**/*.svg",
         "figures/**/*.csv",
         "evaluation/**/*.parquet",
+        "maps/*/fractions.csv",
         "models/**/model.safetensors",
     )
     return {

@@ -167,7 +167,7 @@ rule train_image_network:
         model=directory("results/models/ued/{image_network}"),
     log:
         "logs/train_image_network/{image_network}.log",
-    priority: 1  # long; what is left to the end leaves cores idle
+    priority: 2  # the longest: what is left to the end leaves cores idle
     conda:
         "../../envs/training.yaml"
     threads: UED_HARDWARE["threads"] * UED_HARDWARE["devices"]
