@@ -84,3 +84,11 @@ def products(folder: Path) -> dict[str, bytes]:
     return {
         str(f.relative_to(results)): f.read_bytes() for kind in kinds for f in results.glob(kind)
     }
+
+
+def check_each_study(folder: Path, like: Path) -> None:
+    """Fail unless a run made `OF_EACH_STUDY`, and all that it made is equal to another's."""
+    expected, found = products(like), products(folder)
+    for target in OF_EACH_STUDY:
+        assert any(f"results/{name}".startswith(target) for name in found)
+    assert [name for name in found if expected[name] != found[name]] == []
