@@ -434,7 +434,7 @@ def test_editing_a_process_trains_its_models_alone(rerun):
         "sample_crystals": 2,
         "evaluate_reconstruction": 2,
         "evaluate_generation": 2,
-        "relax_generated": 1,
+        "relax_generated": 2,
         "tabulate_generation": 4,
         "plot_generation": 2,
         "report": 1,
@@ -444,22 +444,22 @@ def test_editing_a_process_trains_its_models_alone(rerun):
 
 def test_editing_the_samples_trains_nothing(rerun):
     edit(rerun, ("generation.sampling.reconstructed", 7))
-    everything = dict.fromkeys(["sample_crystals", "evaluate_reconstruction"], 9)
-    everything |= {"evaluate_generation": 9, "relax_generated": 2}
+    everything = dict.fromkeys(["sample_crystals", "evaluate_reconstruction"], 10)
+    everything |= {"evaluate_generation": 10, "relax_generated": 4}
     planned = rerun.planned(*CI)
     assert planned == everything | SHOWN_CRYSTALS | {"plot_generation": 3}
 
 
 def test_editing_a_tolerance_samples_nothing(rerun):
     edit(rerun, ("generation.evaluation.tolerances.stol", 0.4))
-    everything = dict.fromkeys(["evaluate_reconstruction", "evaluate_generation"], 9)
-    assert rerun.planned(*CI) == everything | SHOWN_CRYSTALS | {"relax_generated": 2}
+    everything = dict.fromkeys(["evaluate_reconstruction", "evaluate_generation"], 10)
+    assert rerun.planned(*CI) == everything | SHOWN_CRYSTALS | {"relax_generated": 4}
 
 
 def test_editing_the_relaxation_judges_nothing_else_again(rerun):
     edit(rerun, ("generation.ground_state.max_steps", 4))
     assert rerun.planned(*CI) == {
-        "relax_generated": 2,
+        "relax_generated": 4,
         "tabulate_generation": 1,
         "plot_generation": 1,
         "report": 1,
@@ -471,7 +471,7 @@ def test_another_split_of_crystals_reruns_the_study(rerun):
     edit(rerun, ("generation.crystals.test", 0.3))
     planned = rerun.planned(*CI)
     assert planned["prepare_crystals"] == planned["fingerprint_crystals"] == 1
-    assert planned["train_generator"] == 9
+    assert planned["train_generator"] == 10
     assert "retrieve_structures" not in planned
     assert "train_network" not in planned
 
