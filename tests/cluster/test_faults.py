@@ -17,7 +17,7 @@ CI = "config/ci.yaml"
 MODEL = "results/models/symmetry/ours"
 TABLES = ("results/tables/symmetry/table_5.csv", "results/tables/symmetry/table_ablations.csv")
 """The tables that need the fewest models."""
-PATIENCE = 240
+PATIENCE = 600
 """Seconds until something happens, on a busy machine."""
 
 

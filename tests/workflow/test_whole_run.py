@@ -512,7 +512,7 @@ def test_killed_run_is_finished_by_the_next(finished, tmp_path):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while len(list(logs.glob("*.log"))) < 2:
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -549,7 +549,7 @@ def test_second_snakemake_in_one_folder_is_refused(project):
     assert second.returncode != 0
     assert "cannot be locked" in second.stdout + second.stderr
     assert "Traceback" not in second.stdout + second.stderr
-    assert first.wait(timeout=240) == 0
+    assert first.wait(timeout=600) == 0
     assert (project.folder / target).exists()
 
 
