@@ -66,15 +66,19 @@ def propagate(
     """
     intensities = np.empty((len(thicknesses), len(index)), dtype=np.float32)
     memory = np.empty((workers, len(table) * np.diff(offsets).max() ** 2), dtype=np.float32)
-    # Two programs, as to compile the second takes a while, and few runs need it.
-    solve = _propagate_absorbing if absorbing else _propagate_hermitian
-    solve(table, centre, offsets, index, start, diagonal, metric, thicknesses, memory, intensities)
+    # None is a type of its own, by which Numba leaves out, and need not compile, the other solver.
+    solver = True if absorbing else None
+    _propagate(
+        table, solver, centre, offsets, index, start, diagonal, metric, thicknesses, memory,
+        intensities,
+    )  # fmt: skip
     return intensities
 
 
 @numba.njit(cache=True, parallel=True, fastmath=True)
-def _propagate_hermitian(
+def _propagate(
     table: Real32,
+    absorbing: bool | None,
     centre: int,
     offsets: Integers,
     index: NDArray[np.int32],
@@ -85,7 +89,10 @@ def _propagate_hermitian(
     memory: Real32,
     intensities: Real32,
 ) -> None:
-    """Write the intensities; `memory` has a row for the matrix of each worker."""
+    """Write the intensities; `memory` has a row for the matrix of each worker.
+
+    For a Hermitian H, ``absorbing`` is None.
+    """
     workers = len(memory)
     for worker in numba.prange(workers):
         for p in range(worker, len(offsets) - 1, workers):  # neighbours are of similar size
@@ -93,33 +100,10 @@ def _propagate_hermitian(
             matrix, width = _fill(
                 memory[worker], table, centre, index[rows], diagonal[rows], metric[rows]
             )
-            basis, y = _lanczos(matrix, start[p], width, thicknesses)
-            for t in range(len(thicknesses)):
-                _exit_wave(basis, y[t], intensities[t, rows])
-
-
-@numba.njit(cache=True, parallel=True, fastmath=True)
-def _propagate_absorbing(
-    table: Real32,
-    centre: int,
-    offsets: Integers,
-    index: NDArray[np.int32],
-    start: Integers,
-    diagonal: Real32,
-    metric: Real32,
-    thicknesses: Real64,
-    memory: Real32,
-    intensities: Real32,
-) -> None:
-    """Do what `_propagate_hermitian` does, for H that is not Hermitian."""
-    workers = len(memory)
-    for worker in numba.prange(workers):
-        for p in range(worker, len(offsets) - 1, workers):
-            rows = slice(offsets[p], offsets[p + 1])
-            matrix, width = _fill(
-                memory[worker], table, centre, index[rows], diagonal[rows], metric[rows]
-            )
-            basis, y = _arnoldi(matrix, start[p], width, thicknesses)
+            if absorbing is None:
+                basis, y = _lanczos(matrix, start[p], width, thicknesses)
+            else:
+                basis, y = _arnoldi(matrix, start[p], width, thicknesses)
             for t in range(len(thicknesses)):
                 _exit_wave(basis, y[t], intensities[t, rows])
 
