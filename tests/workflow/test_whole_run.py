@@ -506,7 +506,7 @@ def test_killed_run_is_finished_by_the_next(finished, tmp_path):
     target = "results/evaluation/symmetry/ours.parquet"
     logs = project.folder / "logs/simulate_patterns"
     process = subprocess.Popen(
-        [sys.executable, "-m", "snakemake", "--cores", "2", target, *CI],
+        [sys.executable, "-m", "snakemake", "--cores", "1", target, *CI],
         cwd=project.folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
