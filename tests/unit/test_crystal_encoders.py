@@ -11,6 +11,7 @@ from diffractory.models.crystal_encoders import (
     CrystalEncoder,
     DimeNetPlusPlus,
     Gine,
+    GineLayer,
     bessel_roots,
     spherical_bessel,
 )
@@ -138,6 +139,20 @@ def test_dimenet_tells_crystals_apart_that_differ_in_angles_alone():
         cells = UnitCells(positions / 30, torch.tensor([6, 8, 8]), lattice, torch.tensor([3]))
         found.append(network(cells, periodic_graph(cells, 5.5, 12)))
     assert (found[0] - found[1]).abs().max() > 1e-4
+
+
+def test_a_gine_layer_sums_what_is_positive_of_neighbour_and_edge():
+    """By hand: h_i = MLP(x_i + sum_j max(0, x_j + W e_ji + b))."""
+    torch.manual_seed(0)
+    cells = crystal()
+    graph = periodic_graph(cells, 6.0, 12)
+    layer = GineLayer(16, 6).double()
+    x, radial = torch.randn(4, 16).double(), torch.randn(len(graph.source), 6).double()
+    summed = x.clone()
+    for source, target, edge in zip(graph.source, graph.target, radial, strict=True):
+        message = x[source] + layer.edge.weight @ edge + layer.edge.bias
+        summed[target] += message.clamp(min=0)
+    torch.testing.assert_close(layer(x, graph, radial), layer.perceptron(summed))
 
 
 @pytest.mark.parametrize("n_sites", [False, True])

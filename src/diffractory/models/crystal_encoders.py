@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch_geometric.nn import GINEConv
 
 from diffractory.models.periodic_graph import (
     Graph,
@@ -236,21 +235,35 @@ class Gine(nn.Module):
         self.cutoff = cutoff
         self.radial = BesselBasis(1, n_radial)
         self.element = nn.Embedding(N_ELEMENTS + 1, hidden_dim)
-        self.layers = nn.ModuleList(
-            GINEConv(perceptron(hidden_dim, hidden_dim, hidden_dim), edge_dim=n_radial)
-            for _ in range(n_layers)
-        )
+        self.layers = nn.ModuleList(GineLayer(hidden_dim, n_radial) for _ in range(n_layers))
         self.norms = nn.ModuleList(nn.LayerNorm(hidden_dim) for _ in range(n_layers))
         self.output = nn.Sequential(nn.LayerNorm(hidden_dim), nn.Linear(hidden_dim, out_dim))
 
     def forward(self, cells: UnitCells, graph: Graph) -> Tensor:
         """Return features of crystals, shape (B, out_dim)."""
         radial = self.radial(graph.distance / self.cutoff)[:, 0]
-        index = torch.stack([graph.source, graph.target])
         x = self.element(cells.numbers)
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = x + layer(norm(x), index, radial)
+            x = x + layer(norm(x), graph, radial)
         return mean_of_crystals(self.output(x), cells)
+
+
+class GineLayer(nn.Module):
+    """A layer of GINE: a perceptron of the sum of an atom and its neighbours' messages.
+
+    A message is what is positive of neighbour and edge together.
+    """
+
+    def __init__(self, hidden_dim: int, n_radial: int) -> None:
+        super().__init__()
+        self.edge = nn.Linear(n_radial, hidden_dim)
+        self.perceptron = perceptron(hidden_dim, hidden_dim, hidden_dim)
+
+    def forward(self, x: Tensor, graph: Graph, radial: Tensor) -> Tensor:
+        """Return features of the atoms, shape (N, hidden_dim)."""
+        messages = functional.relu(x[graph.source] + self.edge(radial))
+        result: Tensor = self.perceptron(x.index_add(0, graph.target, messages))
+        return result
 
 
 class AtomCountEncoder(nn.Module):
