@@ -8,12 +8,14 @@ is a set of tensors and predicts without scikit-learn.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+
+if TYPE_CHECKING:  # slow to import, and prediction needs none of it
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Forest:
     values: NDArray[np.float32]
 
     @classmethod
-    def from_sklearn(cls, model: RandomForestClassifier | RandomForestRegressor) -> "Forest":
+    def from_sklearn(cls, model: "RandomForestClassifier | RandomForestRegressor") -> "Forest":
         """Flatten the trees of a fitted single-output classifier or of a regressor.
 
         Raises
@@ -134,6 +136,8 @@ class Forest:
         OverflowError
             If there are more nodes than 32-bit numbers.
         """
+        from sklearn.base import is_classifier
+
         trees = [estimator.tree_ for estimator in model.estimators_]
         count = sum(tree.node_count for tree in trees)
         if count > np.iinfo(np.int32).max:
@@ -145,7 +149,7 @@ class Forest:
         left[leaf] = -np.arange(1, leaf.sum() + 1)
         nodes = np.concatenate([tree.value.reshape(tree.node_count, -1) for tree in trees])
         values = nodes[leaf]
-        if isinstance(model, RandomForestClassifier):
+        if is_classifier(model):
             values = values / values.sum(axis=1, keepdims=True)
         return cls(
             roots=roots.astype(np.int32),
@@ -259,6 +263,8 @@ class HierarchicalForest:
         threads
             Trees grown at once; the result does not depend on it.
         """
+        from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+
         common = {
             "n_estimators": n_estimators,
             "min_samples_leaf": min_samples_leaf,
