@@ -15,7 +15,7 @@ PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "mungekey")
 ACCOUNTING_PROGRAMS = ("slurmdbd", "sacctmgr", "mariadbd")
 
-PATIENCE = 60
+PATIENCE = 300
 """Seconds in which a daemon answers, on a busy machine."""
 
 SLURM_CONF = """

@@ -209,7 +209,7 @@ def test_watching_sees_images_that_arrive_and_those_that_were_not_whole(models, 
             assert again[0] == "2.png"
             assert again[1] in CLASSES
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=300)
         finally:
             alarm.cancel()
             process.kill()

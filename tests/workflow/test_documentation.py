@@ -166,7 +166,7 @@ def test_steering_until_it_is_stopped(documented):
     ) as process:  # fmt: skip
         lines = [process.stdout.readline() for _ in range(4)]
         process.send_signal(signal.SIGINT)
-        _, summary = process.communicate(timeout=60)
+        _, summary = process.communicate(timeout=300)
     assert process.returncode == 0, summary
     assert lines[0].startswith("file\tclass")
     assert {line.split("\t")[0] for line in lines[1:]} == {f"{n}.npy" for n in range(3)}

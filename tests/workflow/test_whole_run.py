@@ -540,7 +540,7 @@ def test_second_snakemake_in_one_folder_is_refused(project):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not list((project.folder / ".snakemake").glob("locks/*")):
         assert first.poll() is None
         assert time.monotonic() < deadline
