@@ -23,7 +23,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,8 +63,8 @@ STRONG = 0.01
 MOST_IN_HALO = 0.2
 """Fraction of a frame's electrons; the least is 0."""
 
-PATCH, FINE = 9, 16
-"""Pixels along a patch about a disk, and points along each that the disk is drawn with."""
+PATCH = 9
+"""Pixels along a patch about a disk."""
 
 NEAR = 2.0
 """A spot is found if one is within so many pixels of it."""
@@ -144,6 +145,7 @@ def test_patterns(folder: Path, count: int) -> tuple[Patterns, NDArray[np.int64]
     return Patterns.concatenate(list(patterns)), system
 
 
+@cache
 def halo() -> NDArray[np.float64]:
     """Return how electrons that an amorphous film scatters fall on a frame, their sum 1."""
     q = np.hypot(*(np.indices((SIDE, SIDE)) - (SIDE - 1) / 2)) * PIXEL
@@ -158,56 +160,57 @@ def exposed(images: NDArray[np.float32], dose: float) -> NDArray[np.float32]:
     return rng.poisson(dose * ((1 - share) * images + share * halo())).astype(np.float32)
 
 
-def spots_on_detector(patterns: Patterns, pattern: int) -> NDArray[np.float64]:
-    """Return row, column (pixels) and intensity of a pattern's spots that a frame shows."""
-    spots = slice(patterns.offsets[pattern], patterns.offsets[pattern + 1])
-    row, column = (q[spots] / PIXEL + (SIDE - 1) / 2 for q in (patterns.qy, patterns.qx))
-    seen = (np.minimum(row, column) >= 0) & (np.maximum(row, column) <= SIDE - 1)
-    return np.column_stack([row, column, patterns.intensity[spots]])[seen]
+def on_detector(patterns: Patterns) -> list[NDArray[np.float64]]:
+    """Return row, column (pixels) and intensity of each pattern's spots that a frame shows."""
+    row, column = (q / PIXEL + (SIDE - 1) / 2 for q in (patterns.qy, patterns.qx))
+    spots = np.column_stack([row, column, patterns.intensity])
+    seen = ((spots[:, :2] >= 0) & (spots[:, :2] <= SIDE - 1)).all(axis=1)
+    before = np.concatenate([[0], np.cumsum(seen)])[patterns.offsets]
+    return np.split(spots[seen], before[1:-1])
 
 
-def drawn(places: NDArray[np.float64]) -> NDArray[np.float64]:
+def drawn(places: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return the fraction of a disk in each pixel of a patch, shape (n, PATCH ** 2).
 
     Places are pixels from the middle of the patch, shape (n, 2).
     """
-    fine = (np.arange(PATCH * FINE) + 0.5) / FINE - PATCH / 2
-    squared = (fine - places[:, :, None]) ** 2
-    inside = squared[:, 0, :, None] + squared[:, 1, None] < (RADIUS / PIXEL) ** 2
-    values = inside.reshape(-1, PATCH, FINE, PATCH, FINE).mean(axis=(2, 4))
-    return (values / values.sum(axis=(1, 2), keepdims=True)).reshape(len(places), -1)
+    n, (qy, qx) = len(places), PIXEL * places.T
+    one_each = replace(
+        Patterns.empty(), offsets=np.arange(n + 1), qx=qx, qy=qy, intensity=np.ones(n, np.float32)
+    )
+    patch = Detector((PATCH, PATCH), PIXEL, "disk", RADIUS)
+    return render_images(one_each, patch).reshape(n, -1)
 
 
-def least_error(patterns: Patterns, dose: float, count: int) -> float:
+def least_error(true: list[NDArray[np.float64]], dose: float, count: int) -> float:
     """Return the error of places that no detector can do without, rms along an axis, pixels.
 
     Disks of strong spots, each alone, are placed by one who knows the disk, its electrons and the
     halo under it: at the mean of all places, weighted with the likelihood of what is seen.
     """
     rng = np.random.default_rng(0)
-    spots = np.concatenate([spots_on_detector(patterns, i) for i in range(len(patterns))])
+    spots = np.concatenate(true)
     spots = rng.choice(spots[spots[:, 2] > STRONG], count)
     row, column = np.rint(spots[:, :2]).astype(int).T
     share = rng.uniform(0, MOST_IN_HALO, count)
     electrons, ground = dose * (1 - share) * spots[:, 2], dose * share * halo()[row, column]
-    true = rng.uniform(-0.5, 0.5, (count, 2))
-    counts = rng.poisson(electrons[:, None] * drawn(true) + ground[:, None])
-    along = np.arange(-1.5, 1.5001, 1 / FINE)
+    there = rng.uniform(-0.5, 0.5, (count, 2))
+    counts = rng.poisson(electrons[:, None] * drawn(there) + ground[:, None])
+    along = np.linspace(-1.5, 1.5, 49)
     places = np.stack(np.meshgrid(along, along), axis=-1).reshape(-1, 2)
-    disks, said = drawn(places), np.empty_like(true)
+    disks, said = drawn(places), np.empty_like(there)
     for i in range(count):
         score = np.log(electrons[i] * disks + ground[i]) @ counts[i]
         weight = np.exp(score - score.max())
         said[i] = weight @ places / weight.sum()
-    return float(np.sqrt(np.mean((said - true) ** 2)))
+    return float(np.sqrt(np.mean((said - there) ** 2)))
 
 
-def compare(found: FoundSpots, patterns: Patterns) -> Found:
-    """Return how well the simulated spots were found."""
+def compare(found: FoundSpots, true: list[NDArray[np.float64]]) -> Found:
+    """Return how well the simulated spots, `on_detector`, were found."""
     said = np.column_stack([found.row, found.column])
     seen, wanted, right, errors = 0, 0, 0, []
-    for i in range(len(patterns)):
-        spots = spots_on_detector(patterns, i)
+    for i, spots in enumerate(true):
         here = said[found.offsets[i] : found.offsets[i + 1]]
         wanted += (spots[:, 2] > STRONG).sum()
         if len(here):
@@ -285,7 +288,10 @@ def calibrated(found: FoundSpots, frames: NDArray[Any], preparation: Preparation
 
 
 def peer(
-    python: str, frames: NDArray[np.float32], probe: Probe, patterns: Patterns
+    python: str,
+    frames: NDArray[np.float32],
+    probe: Probe,
+    true: list[NDArray[np.float64]],
 ) -> tuple[Found, float]:
     """Return what py4DSTEM finds in frames, and how many frames a second."""
     with tempfile.TemporaryDirectory() as name:
@@ -301,7 +307,7 @@ def peer(
             kept = intensity >= threshold
             before = np.concatenate([[0], np.cumsum(kept)])[offsets]
             found = FoundSpots(before, row[kept], column[kept], intensity[kept])
-            results.append((compare(found, patterns), len(frames) / float(seconds)))
+            results.append((compare(found, true), len(frames) / float(seconds)))
     return max(results, key=lambda result: min(result[0].recall, result[0].precision))
 
 
@@ -319,7 +325,7 @@ def main() -> None:
         make_model(folder, options.quick)
         patterns, system = test_patterns(folder, 60 if options.quick else 1000)
         images = render_images(patterns, Detector((SIDE, SIDE), PIXEL, "disk", RADIUS))
-        frames = [exposed(images, dose) for dose in DOSES]
+        frames, true = [exposed(images, dose) for dose in DOSES], on_detector(patterns)
         print(f"{options.device}, {CORES} threads, {len(patterns)} frames of {SIDE} x {SIDE}")
         print("electrons frames/s  recall precision  rms px median px")
         model = SymmetryModel.load(folder / "ours", options.device)
@@ -330,14 +336,14 @@ def main() -> None:
         for dose, some in zip(DOSES, frames, strict=True):
             arguments = some, looked.probe, Detection(), looked.mask, options.device
             spots, seconds = timed(partial(find_spots, *arguments))
-            found.append(compare(spots, patterns))
+            found.append(compare(spots, true))
             rates.append(len(some) / seconds)
             told[f"spots_at_{dose:.0f}"] = ask(model, calibrated(spots, some, looked), system)
             print(f"{dose:9,.0f} {rates[-1]:8.0f} {in_words(found[-1])}", flush=True)
-        least = least_error(patterns, DOSES[0], 500 if options.quick else 2000)
+        least = least_error(true, DOSES[0], 500 if options.quick else 2000)
         print(f"{'at least':>36} {least:7.3f}           ({DOSES[0]:,.0f} electrons)")
         if options.py4dstem:
-            theirs, their_rate = peer(options.py4dstem, frames[0], looked.probe, patterns)
+            theirs, their_rate = peer(options.py4dstem, frames[0], looked.probe, true)
             print(f" py4DSTEM {their_rate:8.1f} {in_words(theirs)}  ({DOSES[0]:,.0f} electrons)")
             result |= {"ratio_vs_py4dstem": rates[0] / their_rate}
             result |= {f"py4dstem_{key}": value for key, value in theirs._asdict().items()}

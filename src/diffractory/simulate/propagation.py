@@ -67,10 +67,9 @@ def propagate(
     intensities = np.empty((len(thicknesses), len(index)), dtype=np.float32)
     memory = np.empty((workers, len(table) * np.diff(offsets).max() ** 2), dtype=np.float32)
     # None is a type of its own, by which Numba leaves out, and need not compile, the other solver.
-    solver = True if absorbing else None
     _propagate(
-        table, solver, centre, offsets, index, start, diagonal, metric, thicknesses, memory,
-        intensities,
+        table, absorbing or None, centre, offsets, index, start, diagonal, metric, thicknesses,
+        memory, intensities,
     )  # fmt: skip
     return intensities
 
